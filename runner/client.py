@@ -1,0 +1,234 @@
+"""The notebook's side: connect to a deployment, submit sweeps, watch them, collect their results."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from runner import settings, store
+from runner.app import PRIORITIES, QUEUE_BACKTEST, make_app, publish_chunk
+from runner.bars import Bars, DataRef
+from runner.errors import BrokerError, BrokerUnreachable, InputError, SettingsError, VersionMismatch
+from runner.handle import SweepHandle
+from runner.plan import Plan, make_plan
+from runner.signing import sign_code, verify_code
+from runner.spec import Execution, Sweep
+from runner.strategy import PYTHON, Strategy, StrategyRef, resolve, ship
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from runner.single import Backtest
+    from runner.space import Space
+    from runner.stack import LocalStack
+
+# Long enough for a walk through decades of minutes in plain Python, short enough that a hung run is found the same day.
+RUN_TIMEOUT_S = 60.0
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+
+
+def connect(url: str | None = None, *, secret: str | None = None, start: bool = False) -> Client:
+    """A client of the deployment at ``url``, else at RUNNER_URL, else of the stack that `runner up` started here.
+
+    Args:
+        url: ``redis://:PASSWORD@HOST:PORT/0``, also rediss:// and unix://.
+        secret: the deployment's; RUNNER_SECRET when not given.
+        start: when no server is named and none runs here, start a local stack that ends with this process.
+
+    Raises:
+        BrokerUnreachable: no server answers.
+        BrokerRefused: wrong password, or a server that would lose jobs.
+        SecretMismatch: the deployment has another secret.
+        SettingsError: no secret, or a malformed URL.
+    """
+    found = settings.load()
+    stack = None
+    if secret is None and found.secret is not None:
+        secret = found.secret.get_secret_value()
+    if url is None and found.url is not None:
+        url = found.url.get_secret_value()
+    if url is None:
+        url, secret, stack = _local_stack(start=start)
+    if secret is None:
+        raise SettingsError("no secret: pass secret=, or set RUNNER_SECRET to the one that the workers have.")
+    return Client(settings.check_url(url), settings.check_secret(secret), stack=stack)
+
+
+def attach(name: str, *, url: str | None = None, secret: str | None = None) -> SweepHandle:
+    """The sweep of that name, submitted from another notebook or on another day. Raises SweepNotFound."""
+    return connect(url, secret=secret).attach(name)
+
+
+def _local_stack(*, start: bool) -> tuple[str, str, LocalStack | None]:
+    from runner import stack
+
+    running = stack.running()
+    if running is not None:
+        return running.url, running.secret, None
+    if not start:
+        raise BrokerUnreachable(
+            "no server to connect to: start one here with `runner up` or runner.connect(start=True), "
+            "or set RUNNER_URL and RUNNER_SECRET to those of your deployment."
+        )
+    started = stack.LocalStack()
+    return started.info.url, started.info.secret, started
+
+
+class Client:
+    """One deployment: a server, and the workers that listen to it.
+
+    Attributes:
+        url: where it is connected, the password starred.
+    """
+
+    def __init__(self, url: str, secret: str, *, stack: LocalStack | None = None) -> None:
+        self.url = settings.starred(url)
+        self._secret = secret
+        self._stack = stack  # held: a stack started for this client ends with it
+        self._ledger = store.Ledger(store.connect(url))
+        for warning in self._ledger.check(url, secret):
+            warnings.warn(warning, stacklevel=3)
+        self._app = make_app(url)
+
+    def __repr__(self) -> str:
+        return f"<runner.Client {self.url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections, and stop the local stack that was started for it. Sweeps on other workers go on."""
+        self._app.close()
+        self._ledger.server.close()
+        if self._stack is not None:
+            self._stack.stop()
+
+    def sweep(
+        self,
+        strategy: Strategy | str,
+        data: Bars | pd.DataFrame | Mapping[str, Bars | pd.DataFrame],
+        space: Space,
+        *,
+        execution: Execution | None = None,
+        name: str | None = None,
+        priority: str = "normal",
+        run_timeout_s: float = RUN_TIMEOUT_S,
+    ) -> SweepHandle:
+        """Every point of ``space`` on every symbol of ``data``, on the workers. Returns as soon as it is submitted.
+
+        Args:
+            strategy: ``(bars, **parameters)`` → target position for each bar: bool, or a fraction of equity.
+            data: one symbol's prices, or {symbol: prices}.
+            space: `runner.grid` or `runner.sample`.
+            execution: costs, fills and stops; by default none, filled at the next bar's open.
+            name: to attach by; made of strategy and symbol when not given.
+            priority: high, normal or low; can be changed while it runs.
+            run_timeout_s: longest that one run may take; then it is an error row.
+
+        Raises:
+            StrategyError, BarsError, SpaceError, SettingsError: what was passed in cannot be run.
+            SweepExists: ``name`` is taken.
+            VersionMismatch: a worker's Python cannot load this strategy's code.
+        """
+        plan = make_plan(strategy, data, space, execution)
+        if priority not in PRIORITIES:
+            raise InputError(f"priority={priority!r}: expected {', '.join(PRIORITIES)}.")
+        ref, code = ship(plan.strategy)
+        self._check_workers(ref)
+        names = {
+            symbol: DataRef(symbol=symbol, digest=bars.digest, n_bars=len(bars)) for symbol, bars in plan.bars.items()
+        }
+        sweep = Sweep(
+            strategy=ref, data=tuple(names.values()), space=space, execution=plan.execution, run_timeout_s=run_timeout_s
+        )
+        batch = _checked_name(name) if name is not None else _made_name(ref.name, list(plan.bars))
+        self._submit(batch, sweep, plan, code, priority)
+        return self._handle(batch, sweep, plan.backtest)
+
+    def attach(self, name: str) -> SweepHandle:
+        """The sweep of that name, submitted from another notebook or on another day. Raises SweepNotFound."""
+        self._ledger.progress(name)
+        sweep = Sweep.from_json(self._ledger.spec(name))
+        return self._handle(name, sweep, lambda symbol, params: self._rerun(sweep, symbol, params))
+
+    def workers(self) -> pd.DataFrame:
+        """Live workers, one a row: host, queues, children, Python, seconds since the last heartbeat."""
+        import pandas as pd
+
+        columns = ["name", "host", "pid", "queues", "concurrency", "python", "version", "age_s"]
+        return pd.DataFrame(self._ledger.workers(), columns=columns).set_index("name")
+
+    def _submit(self, batch: str, sweep: Sweep, plan: Plan, code: bytes | None, priority: str) -> None:
+        self._ledger.reserve(batch)
+        try:
+            if code is not None:
+                self._ledger.put("code", sweep.strategy.digest, sign_code(self._secret, code), batch)
+            for bars in plan.bars.values():
+                if not self._ledger.has("data", bars.digest, batch):
+                    self._ledger.put("data", bars.digest, bars.to_bytes(), batch)
+            limit_s = store.CHUNK_BUDGET_S + sweep.run_timeout_s + 2 * store.HARD_LIMIT_GRACE_S
+            self._ledger.activate(batch, spec=sweep.to_json(), total=len(sweep), limit_s=limit_s, priority=priority)
+        except BaseException:
+            self._ledger.remove(batch)
+            raise
+        self._fill_window(batch, priority)
+
+    def _fill_window(self, batch: str, priority: str) -> None:
+        """Publish the first chunks. Should this fail half-way, the workers' reconciler publishes the rest."""
+        slots = self._ledger.slots(QUEUE_BACKTEST)
+        if not slots:
+            warnings.warn(
+                f"no live worker on the queue {QUEUE_BACKTEST!r}: the sweep waits for one (`runner worker`).",
+                stacklevel=4,
+            )
+        for start in self._ledger.top_up(batch, slots):
+            publish_chunk(self._app, self._secret, batch, start, priority)
+
+    def _check_workers(self, ref: StrategyRef) -> None:
+        if ref.path is not None:
+            return
+        for worker in self._ledger.workers():
+            if QUEUE_BACKTEST in worker["queues"] and worker["python"] != PYTHON:
+                raise VersionMismatch(
+                    f"strategy {ref.name!r} travels as code of Python {PYTHON}, but worker {worker['name']} runs "
+                    f"Python {worker['python']}: use the same minor version on both, or put the strategy into "
+                    "an installed package."
+                )
+
+    def _handle(self, batch: str, sweep: Sweep, rerun: Callable[[str, dict[str, Any]], Backtest]) -> SweepHandle:
+        return SweepHandle(
+            batch, sweep, self._ledger, rerun, lambda: self._fill_window(batch, self._ledger.priority(batch))
+        )
+
+    def _rerun(self, sweep: Sweep, symbol: str, params: dict[str, Any]) -> Backtest:
+        from runner.single import backtest
+
+        ref = sweep.strategy
+        signed = self._ledger.get("code", ref.digest) if ref.path is None else None
+        strategy = resolve(ref, verify_code(self._secret, signed) if signed is not None else None)
+        digest = next(data.digest for data in sweep.data if data.symbol == symbol)
+        blob = self._ledger.get("data", digest)
+        if blob is None:
+            raise BrokerError(
+                f"the prices of {symbol!r} are no longer on the server: pass them to runner.backtest instead."
+            )
+        return backtest(strategy, Bars.from_bytes(blob).with_symbol(symbol), params, execution=sweep.execution)
+
+
+def _checked_name(name: str) -> str:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InputError(f"name={name!r}: expected up to 80 lower-case letters, digits, dots, hyphens, underscores.")
+    return name
+
+
+def _made_name(strategy: str, symbols: list[str]) -> str:
+    """sma-cross-btcusdt-7f3a: readable, and unlike any other."""
+    what = symbols[0] if len(symbols) == 1 else f"{len(symbols)}-symbols"
+    words = re.sub(r"[^a-z0-9]+", "-", f"{strategy}-{what}".lower()).strip("-")
+    return f"{words[:60] or 'sweep'}-{secrets.token_hex(4)}"

@@ -1,0 +1,1 @@
+"""The backtest engine: numpy and numba, no queue, no network."""

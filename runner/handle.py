@@ -1,0 +1,218 @@
+"""A handle on a submitted sweep: progress, results, cancel, pause. It needs no process but the caller's own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from runner.app import PRIORITIES
+from runner.engine.metrics import METRICS
+from runner.errors import InputError, SweepTimeout
+from runner.outcomes import decode
+from runner.results import Results
+from runner.spec import Sweep
+from runner.store import Ledger, Progress
+
+if TYPE_CHECKING:
+    from runner.engine.batch import RunError
+    from runner.single import Backtest
+
+# How long one wait on the event stream lasts: the beat at which a bar moves when nothing lands, and Ctrl-C is heard.
+BEAT_S = 0.5
+
+
+class SweepHandle:
+    """A sweep on the workers.
+
+    ``result()`` waits and returns the table; ``await handle`` does so in an asynchronous cell; iterating yields the
+    table's parts as they land. Stopping to wait never stops the sweep.
+
+    Attributes:
+        id: the name to `runner.attach` by.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sweep: Sweep,
+        ledger: Ledger,
+        rerun: Callable[[str, dict[str, Any]], Backtest],
+        refill: Callable[[], None],
+    ) -> None:
+        self.id = name
+        self._sweep = sweep
+        self._ledger = ledger
+        self._rerun = rerun
+        self._refill = refill
+        self._collected = _Collected(len(sweep))
+        self._seen = Progress("running", len(sweep), 0, 0, 0.0)
+
+    def progress(self) -> Progress:
+        """Where it stands now: one question to the server."""
+        self._seen = self._ledger.progress(self.id)
+        return self._seen
+
+    def result(self, timeout: float | None = None, *, progress: bool = True) -> Results:
+        """Wait for the end and return every run. A cancelled sweep returns the runs that were done.
+
+        Args:
+            timeout: seconds to wait; None waits as long as it takes.
+            progress: show a bar, driven from this thread.
+
+        Raises:
+            SweepTimeout: not done in time; the sweep goes on.
+            SweepNotFound: it is gone from the server.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        with _Bar(self.id, len(self._sweep), shown=progress) as bar:
+            try:
+                while not self._absorb(min(BEAT_S, max(0.0, deadline - time.monotonic()))):
+                    bar.show(self._seen)
+                    if time.monotonic() >= deadline:
+                        raise SweepTimeout(
+                            f"{self.id}: {self._seen.done:,} of {self._seen.total:,} runs done after {timeout:g} s; "
+                            "it goes on: call result() again to wait longer, or cancel()."
+                        )
+                bar.show(self._seen)
+            except KeyboardInterrupt:
+                bar.say(f"stopped waiting; the sweep goes on. Come back with: runner.attach({self.id!r})")
+                raise
+        return self._results()
+
+    def __await__(self) -> Generator[Any, None, Results]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Results:
+        while not await asyncio.to_thread(self._absorb, BEAT_S):
+            pass
+        return self._results()
+
+    def __iter__(self) -> Iterator[Results]:
+        """Parts of the table as they land; together they are every run once."""
+        taken = np.zeros(len(self._sweep), dtype=bool)
+        ended = False
+        while not ended:
+            ended = self._absorb(BEAT_S)
+            if (part := self._collected.done & ~taken).any():
+                taken |= part
+                yield self._results(part)
+
+    async def __aiter__(self) -> AsyncIterator[Results]:
+        """Parts of the table as they land, in an asynchronous cell."""
+        parts = iter(self)
+        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            yield part
+
+    def cancel(self) -> None:
+        """End it now; runs that are done stay. Cancelling what has ended does nothing."""
+        self._ledger.turn(self.id, "cancelled")
+
+    def pause(self) -> None:
+        """Start no further chunk until `resume`."""
+        self._ledger.turn(self.id, "paused")
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if self._ledger.turn(self.id, "running") == "running":
+            self._refill()
+
+    def prioritize(self, priority: str) -> None:
+        """high, normal or low, from the next chunk on."""
+        if priority not in PRIORITIES:
+            raise InputError(f"priority={priority!r}: expected {', '.join(PRIORITIES)}.")
+        self._ledger.set_priority(self.id, priority)
+
+    def __repr__(self) -> str:
+        return f"<sweep {self.id}: {_line(self._seen)}>"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        share = self._seen.done / max(1, self._seen.total)
+        return (
+            f"<div><b>{escape(self.id)}</b> <progress value='{share:.4f}'></progress> {escape(_line(self._seen))}</div>"
+        )
+
+    def _absorb(self, wait_s: float) -> bool:
+        """Take in what has landed, waiting at most ``wait_s`` for something to; returns whether the sweep has ended."""
+        if self._seen.ended:
+            return True
+        collected = self._collected
+        events = self._ledger.events(self.id, collected.after, wait_s)
+        starts = [event.start for event in events if event.start is not None]
+        for blob in self._ledger.outcomes(self.id, starts):
+            collected.add(blob)
+        if events:
+            collected.after = events[-1].id
+        progress = self._ledger.progress(self.id)
+        if progress.ended and collected.n_done < progress.done:
+            return False  # commits that came between the two questions
+        self._seen = progress
+        return progress.ended
+
+    def _results(self, part: np.ndarray | None = None) -> Results:
+        collected, sweep = self._collected, self._sweep
+        return Results(
+            name=self.id,
+            symbols=[ref.symbol for ref in sweep.data],
+            space=sweep.space,
+            execution=sweep.execution,
+            metrics=collected.columns.T,
+            errors=collected.errors,
+            rerun=self._rerun,
+            elapsed_s=self._seen.elapsed_s,
+            cancelled=self._seen.state == "cancelled",
+            done=collected.done if part is None else part,
+        )
+
+
+class _Collected:
+    """The outcomes taken in so far, a row a metric: that is how they come and how the table wants them."""
+
+    def __init__(self, total: int) -> None:
+        self.columns = np.empty((len(METRICS), total))
+        self.done = np.zeros(total, dtype=bool)
+        self.errors: dict[int, RunError] = {}
+        self.n_done = 0
+        self.after = b"0"
+
+    def add(self, blob: bytes) -> None:
+        outcome = decode(blob)
+        rows = slice(outcome.start, outcome.stop)
+        self.columns[:, rows] = outcome.metrics.T
+        self.n_done += len(outcome.metrics)
+        self.done[rows] = True
+        self.errors.update(outcome.errors)
+
+
+class _Bar:
+    """A tqdm bar, driven from the thread that waits (a background thread's breaks in notebooks)."""
+
+    def __init__(self, name: str, total: int, *, shown: bool) -> None:
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(total=total, desc=name, unit="run", unit_scale=True, disable=not shown, leave=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, progress: Progress) -> None:
+        if progress.failed or progress.state == "paused":
+            self._bar.set_postfix_str(f"{progress.failed:,} failed" if progress.failed else "paused", refresh=False)
+        self._bar.update(progress.done - self._bar.n)
+
+    def say(self, text: str) -> None:
+        self._bar.write(text)
+
+
+def _line(progress: Progress) -> str:
+    failed = f", {progress.failed:,} failed" if progress.failed else ""
+    return f"{progress.done:,} of {progress.total:,} runs{failed}, {progress.state}"

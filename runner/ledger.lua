@@ -1,0 +1,185 @@
+-- The ledger's scripts. Each runs whole or not at all, on the server's clock. One file, one dispatcher: ARGV[1] names the step.
+-- KEYS: 1 batch, 2 chunks, 3 free, 4 outcomes, 5 events, 6 active, 7 expiry, 8 workers
+local batch, chunks, free, outcomes, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local active, expiry, workers = KEYS[6], KEYS[7], KEYS[8]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)  -- milliseconds
+
+local function number(field) return tonumber(redis.call('HGET', batch, field) or '0') end
+local function state() return redis.call('HGET', batch, 'state') end
+local function chunk(start)
+  local text = redis.call('HGET', chunks, start)
+  return text and cjson.decode(text)
+end
+local function keep(start, entry) redis.call('HSET', chunks, start, cjson.encode(entry)) end
+local function give_back(start, stop, suspect)
+  if stop > start then redis.call('LPUSH', free, cjson.encode({start = start, stop = stop, suspect = suspect})) end
+end
+local function say(...) redis.call('XADD', events, '*', ...) end
+
+-- How many runs the next chunk takes: target_us long by the cost measured so far, shorter towards the end so that
+-- all slots finish together (guided self-scheduling), never shorter than floor_us.
+local function size(remaining, slots)
+  local cost = number('cost_us')
+  if cost <= 0 then return number('first_runs') end
+  local even = math.ceil(remaining / (2 * slots))
+  local runs = math.min(math.floor(number('target_us') / cost), math.max(even, math.floor(number('floor_us') / cost)))
+  return math.max(1, runs)
+end
+
+local function claim(slots)
+  if state() ~= 'running' then return nil end
+  local total, next = number('total'), number('next')
+  local text = redis.call('LPOP', free)
+  local start, stop, suspect
+  if text then
+    local range = cjson.decode(text)
+    start, stop, suspect = range.start, range.stop, range.suspect
+    local last = start + size(total - number('done'), slots)
+    if last < stop then give_back(last, stop, suspect); stop = last end
+  else
+    if next >= total then return nil end
+    start, stop, suspect = next, math.min(total, next + size(total - next, slots)), false
+    redis.call('HSET', batch, 'next', stop)
+  end
+  keep(start, {stop = stop, state = 'queued', at = now, deaths = 0, losses = 0, suspect = suspect})
+  return start
+end
+
+local function finish(how)
+  redis.call('HSET', batch, 'state', how, 'finished_ms', now)
+  redis.call('SREM', active, ARGV[2])
+  redis.call('ZADD', expiry, now + number('retention_ms'), ARGV[2])
+  redis.call('DEL', chunks, free)
+  say('state', how)
+end
+
+local step = {}
+
+-- Take the name, before anything is uploaded under it.  ARGV: batch, grace_ms
+function step.reserve()
+  if redis.call('EXISTS', batch) == 1 then return 0 end
+  redis.call('HSET', batch, 'state', 'submitting', 'created_ms', now)
+  redis.call('ZADD', expiry, now + tonumber(ARGV[3]), ARGV[2])
+  return 1
+end
+
+-- From here on the batch runs, whatever becomes of the client.  ARGV: batch, field, value, ...
+function step.activate()
+  if state() ~= 'submitting' then return 0 end
+  redis.call('HSET', batch, 'state', 'running', 'started_ms', now, 'next', 0, 'done', 0, 'failed', 0, 'cost_us', 0)
+  redis.call('HSET', batch, unpack(ARGV, 3))
+  redis.call('ZREM', expiry, ARGV[2])
+  redis.call('SADD', active, ARGV[2])
+  return 1
+end
+
+-- Fill the window of queued and running chunks.  ARGV: batch, slots, window.  Returns starts to publish.
+function step.top_up()
+  local starts = {}
+  local room = tonumber(ARGV[4]) - redis.call('HLEN', chunks)
+  while room > 0 do
+    local start = claim(tonumber(ARGV[3]))
+    if not start then break end
+    starts[#starts + 1] = start
+    room = room - 1
+  end
+  return starts
+end
+
+-- A child takes a chunk.  ARGV: batch, start, me, dead ('1': the owner in the ledger is known to be dead)
+-- Returns {what, stop, owner, priority}: what = run | poison | drop | owned
+function step.begin()
+  local start, me = ARGV[3], ARGV[4]
+  local entry, how = chunk(start), state()
+  if not entry or how == 'cancelled' or how == 'done' then return {'drop', 0, '', ''} end
+  if how == 'paused' then
+    redis.call('HDEL', chunks, start)
+    give_back(tonumber(start), entry.stop, entry.suspect)
+    return {'drop', 0, '', ''}
+  end
+  if entry.state == 'running' and entry.owner ~= me then
+    if ARGV[5] ~= entry.owner then return {'owned', entry.stop, entry.owner, ''} end
+    entry.deaths = entry.deaths + 1
+  end
+  local runs = entry.stop - tonumber(start)
+  -- Two deaths make a chunk suspect; each further one halves it, until one run stands alone. Alone it may die twice.
+  if runs > 1 and (entry.deaths >= 2 or (entry.suspect and entry.deaths >= 1)) then
+    local middle = tonumber(start) + math.floor(runs / 2)
+    give_back(middle, entry.stop, true)
+    entry.stop, entry.suspect, entry.deaths = middle, true, 0
+  end
+  local poison = runs == 1 and entry.deaths >= 2
+  entry.state, entry.owner, entry.at = 'running', me, now
+  keep(start, entry)
+  return {poison and 'poison' or 'run', entry.stop, '', redis.call('HGET', batch, 'priority')}
+end
+
+-- First commit wins.  ARGV: batch, start, stop, done_stop, failed, us, worker, slots, blob
+-- Returns the first run of the next chunk, or -1.
+function step.commit()
+  local start, stop, done_stop = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+  local entry, how = chunk(ARGV[3]), state()
+  if not entry or entry.stop ~= stop or how == 'cancelled' or how == 'done' then return -1 end
+  local runs, us = done_stop - start, tonumber(ARGV[7])
+  redis.call('HDEL', chunks, start)
+  redis.call('HSET', outcomes, start, ARGV[10])
+  give_back(done_stop, stop, entry.suspect)
+  local cost, measured = number('cost_us'), us / runs
+  -- Half old, half new: joblib's smoothing (0.8/0.2) is for tasks that differ; neighbours in a grid seldom do.
+  redis.call('HSET', batch, 'cost_us', tostring(cost > 0 and (cost + measured) / 2 or measured))
+  redis.call('HINCRBY', batch, 'failed', ARGV[6])
+  local done = redis.call('HINCRBY', batch, 'done', runs)
+  say('start', start, 'stop', done_stop, 'failed', ARGV[6], 'us', us, 'worker', ARGV[8])
+  if done >= number('total') then finish('done'); return -1 end
+  return claim(tonumber(ARGV[9])) or -1
+end
+
+-- A child that could not run its chunk hands it back.  ARGV: batch, start, me
+function step.release()
+  local entry = chunk(ARGV[3])
+  if not entry or entry.owner ~= ARGV[4] then return 0 end
+  redis.call('HDEL', chunks, ARGV[3])
+  give_back(tonumber(ARGV[3]), entry.stop, entry.suspect)
+  return 1
+end
+
+-- ARGV: batch, state to go to.  Returns the state it is in now.
+function step.turn()
+  local how, wanted = state(), ARGV[3]
+  if how ~= 'running' and how ~= 'paused' then return how end
+  if wanted == 'cancelled' then finish('cancelled') else
+    redis.call('HSET', batch, 'state', wanted)
+    say('state', wanted)
+  end
+  return wanted
+end
+
+-- Chunks whose owner is gone, or whose message is.  ARGV: batch, dead_ms, grace_ms, json of queued starts or ''
+-- Returns {starts to publish}; without the queue's content, {'look'} when some chunk has waited longer than the grace.
+function step.recover()
+  local starts, looked = {}, ARGV[5] ~= ''
+  local queued = looked and cjson.decode(ARGV[5]) or {}
+  local living = {}
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', workers, now - tonumber(ARGV[3]), '+inf')) do living[name] = true end
+  local all = redis.call('HGETALL', chunks)
+  for i = 1, #all, 2 do
+    local start, entry = all[i], cjson.decode(all[i + 1])
+    local gone = entry.state == 'running' and not living[string.match(entry.owner, '^(.*)/')]
+    local hung = entry.state == 'running' and now - entry.at > number('limit_ms')  -- a living child, but it let go
+    if gone or hung then
+      entry.state, entry.at, entry.losses = 'queued', now, entry.losses + 1
+      if entry.losses >= 3 then entry.deaths = entry.deaths + 1 end  -- whole workers die of it too
+      keep(start, entry)
+      starts[#starts + 1] = start
+    elseif entry.state == 'queued' and now - entry.at > tonumber(ARGV[4]) and not queued[start] then
+      if not looked then return {'look'} end
+      entry.at = now
+      keep(start, entry)
+      starts[#starts + 1] = start
+    end
+  end
+  return starts
+end
+
+return step[ARGV[1]]()

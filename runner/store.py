@@ -1,0 +1,463 @@
+"""The ledger: everything that a batch keeps in Redis. This module and ledger.lua own every key.
+
+None of the keys has a TTL, so that ``volatile-lru`` never evicts one; `Ledger.sweep_out` removes a batch when its
+retention ends.
+
+==============================  ======  ==================================================================
+runner:batch:ID                 hash    spec, state, counters, the claim cursor ``next``
+runner:batch:ID:chunks          hash    first run of each queued or running chunk → stop, state, owner, deaths
+runner:batch:ID:free            list    ranges handed back, claimed before new ones
+runner:batch:ID:outcomes        hash    first run of each committed chunk → Arrow
+runner:batch:ID:events          stream  a line per commit and change of state
+runner:batch:ID:refs            set     its code and prices, as kind:digest
+runner:code:DIGEST, data:DIGEST string  signed code and prices; ``:users`` is the set of batches that need them
+runner:active                   set     batches that run or pause
+runner:expiry                   zset    batch → when it is removed, milliseconds
+runner:workers, :info           zset    worker → last heartbeat by the server's clock; hash of what it says of itself
+==============================  ======  ==================================================================
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.retry import Retry
+
+from runner import signing
+from runner.app import queue_keys
+from runner.errors import BrokerRefused, BrokerUnreachable, SecretMismatch, SweepExists, SweepNotFound
+from runner.settings import starred
+
+# A heartbeat a second; five missed ones are a dead worker (recovery within ten seconds, see docs/decisions.md).
+HEARTBEAT_S = 1.0
+DEAD_AFTER_S = 5.0
+# A published chunk that no queue holds and nobody began: its message is lost.
+VANISHED_AFTER_S = 5.0
+# A client that dies between taking a name and submitting leaves it taken this long.
+SUBMISSION_GRACE_S = 3600.0
+RETENTION_S = 7 * 24 * 3600.0
+
+# Chunks last about TARGET_S: 2,000 times a message's cost (about 0.5 ms), yet cancel and fairness act within a second.
+TARGET_S = 1.0
+# Towards the end chunks shrink, but not below 50 messages' cost.
+FLOOR_S = 0.025
+# A chunk that turns out dearer than measured stops here and hands the rest back.
+CHUNK_BUDGET_S = 2 * TARGET_S
+# After the soft limit of a run: long enough for a busy machine to deliver it, short enough not to be a hang.
+HARD_LIMIT_GRACE_S = 10.0
+# What the first chunks of a sweep take, before any cost is known: 16 runs of 50 ms are still only 0.8 s.
+FIRST_RUNS = 16
+# Queued chunks per slot, so that no slot waits for a message: one runs, one waits.
+WINDOW_PER_SLOT = 2
+# No live worker: submit for this many, the reconciler widens the window when workers come.
+SLOTS_UNKNOWN = 4
+
+
+ONE_TRY = Retry(NoBackoff(), 0)
+
+
+@functools.cache
+def connect(url: str) -> redis.Redis:
+    """A client whose calls have a deadline and survive a restart of the server (8 tries within about 6 s)."""
+    retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=8)
+    errors: list[type[Exception]] = [redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError]
+    return redis.Redis.from_url(
+        url, socket_timeout=10, socket_connect_timeout=5, health_check_interval=15, retry=retry, retry_on_error=errors
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a batch stands.
+
+    Attributes:
+        state: submitting, running, paused, done or cancelled.
+        total: runs in all.
+        done: runs committed, failed ones included.
+        failed: runs that ended as an error.
+        elapsed_s: from submission until now or the end, by the server's clock.
+    """
+
+    state: str
+    total: int
+    done: int
+    failed: int
+    elapsed_s: float
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in ("done", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The ledger's answer to a child that wants a chunk.
+
+    Attributes:
+        what: ``run`` it; it is ``poison``, a single run that killed two children; ``drop`` the message, nothing is
+            left to do; it is ``owned`` by another child.
+        stop: the chunk's last run + 1.
+        owner: who has it, when it is owned.
+        priority: of the batch, for the message of the chunk after it.
+    """
+
+    what: str
+    stop: int
+    owner: str
+    priority: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A line of a batch's stream: a committed chunk (``start`` set) or a change of state."""
+
+    id: bytes
+    start: int | None
+    stop: int
+    failed: int
+    worker: str
+
+
+class Ledger:
+    """One deployment's ledger on one server."""
+
+    def __init__(self, server: redis.Redis) -> None:
+        self.server = server
+        self._script = server.register_script(_lua())
+
+    # --- a batch's life -----------------------------------------------------------------------------------------
+
+    def reserve(self, batch: str) -> None:
+        """Take the name; SweepExists when it is taken. What is uploaded next is kept for it."""
+        if not self._step("reserve", batch, _ms(SUBMISSION_GRACE_S)):
+            raise SweepExists(
+                f"a sweep named {batch!r} exists: choose another name=, or runner.attach({batch!r}) to see it."
+            )
+
+    def put(self, kind: str, digest: str, blob: bytes, batch: str) -> None:
+        """Store code or data under its digest until ``batch`` and every other user of it is removed."""
+        key = f"runner:{kind}:{digest}"
+        with self.server.pipeline(transaction=True) as pipe:
+            pipe.sadd(f"{key}:users", batch)
+            pipe.sadd(f"runner:batch:{batch}:refs", f"{kind}:{digest}")
+            pipe.set(key, blob, nx=True)
+            pipe.execute()
+
+    def has(self, kind: str, digest: str, batch: str) -> bool:
+        """Whether the blob is there already; if so it is kept for ``batch`` too."""
+        key = f"runner:{kind}:{digest}"
+        with self.server.pipeline(transaction=True) as pipe:
+            pipe.sadd(f"{key}:users", batch)
+            pipe.sadd(f"runner:batch:{batch}:refs", f"{kind}:{digest}")
+            pipe.exists(key)
+            return bool(pipe.execute()[2])
+
+    def get(self, kind: str, digest: str) -> bytes | None:
+        """The blob, or None when no batch needs it any more."""
+        return cast("bytes | None", self.server.get(f"runner:{kind}:{digest}"))
+
+    def activate(self, batch: str, *, spec: str, total: int, limit_s: float, **fields: Any) -> None:
+        """From here on the batch runs, whatever becomes of the client. ``limit_s`` is the longest a chunk can take."""
+        known = {
+            "spec": spec,
+            "total": total,
+            "limit_ms": _ms(limit_s),
+            "target_us": TARGET_S * 1e6,
+            "floor_us": FLOOR_S * 1e6,
+            "first_runs": FIRST_RUNS,
+            "retention_ms": _ms(RETENTION_S),
+            **fields,
+        }
+        flat = [part for item in known.items() for part in item]
+        if not self._step("activate", batch, *flat):
+            raise SweepNotFound(f"sweep {batch!r} vanished while it was submitted: submit it again.")
+
+    def spec(self, batch: str) -> bytes:
+        """The batch's message as it was submitted."""
+        return self._field(batch, "spec")
+
+    def priority(self, batch: str) -> str:
+        """high, normal or low."""
+        return self._field(batch, "priority").decode()
+
+    def set_priority(self, batch: str, priority: str) -> None:
+        """From the next published chunk on."""
+        self._field(batch, "state")
+        self.server.hset(f"runner:batch:{batch}", "priority", priority)
+
+    def progress(self, batch: str) -> Progress:
+        """Where the batch stands; SweepNotFound when there is none of that name."""
+        names = ("state", "total", "done", "failed", "started_ms", "finished_ms")
+        state, total, done, failed, started, finished = self.server.hmget(f"runner:batch:{batch}", names)
+        if state is None:
+            raise SweepNotFound(
+                f"no sweep {batch!r} on this server: the name is wrong, its results have expired, or it was emptied."
+            )
+        end_ms = int(finished) if finished else self._now_ms()
+        elapsed_s = (end_ms - int(started)) / 1000 if started else 0.0
+        return Progress(state.decode(), int(total or 0), int(done or 0), int(failed or 0), elapsed_s)
+
+    def turn(self, batch: str, state: str) -> str:
+        """Pause, resume ("running") or cancel; returns the state the batch is in now."""
+        return cast("bytes", self._step("turn", batch, state) or b"").decode()
+
+    def batches(self) -> list[str]:
+        """Every batch that is kept, running ones first."""
+        active = {name.decode() for name in self.server.smembers("runner:active")}
+        ended = [name.decode() for name in self.server.zrevrange("runner:expiry", 0, -1)]
+        return [*sorted(active), *(name for name in ended if name not in active)]
+
+    def active(self) -> list[str]:
+        """Batches that run or pause."""
+        return sorted(name.decode() for name in self.server.smembers("runner:active"))
+
+    # --- chunks -------------------------------------------------------------------------------------------------
+
+    def top_up(self, batch: str, slots: int) -> list[int]:
+        """Claim chunks until the window is full; returns their first runs, to be published."""
+        slots = slots or SLOTS_UNKNOWN
+        return [int(start) for start in self._step("top_up", batch, slots, slots * WINDOW_PER_SLOT)]
+
+    def begin(self, batch: str, start: int, owner: str, dead_owner: str = "") -> Begun:
+        """Take a chunk, or learn why not; ``dead_owner`` is one whom the caller knows to be dead."""
+        what, stop, other, priority = self._step("begin", batch, start, owner, dead_owner)
+        return Begun(what.decode(), int(stop), other.decode(), priority.decode())
+
+    def commit(
+        self,
+        batch: str,
+        start: int,
+        stop: int,
+        done_stop: int,
+        *,
+        failed: int,
+        seconds: float,
+        worker: str,
+        slots: int,
+        blob: bytes,
+    ) -> int | None:
+        """Hand in runs start..done_stop-1 of the chunk; the first commit wins.
+
+        Returns the first run of the chunk to publish next, if there is one.
+        """
+        following = self._step(
+            "commit",
+            batch,
+            start,
+            stop,
+            done_stop,
+            failed,
+            max(1, round(seconds * 1e6)),
+            worker,
+            slots or SLOTS_UNKNOWN,
+            blob,
+        )
+        return None if following < 0 else int(following)
+
+    def release(self, batch: str, start: int, owner: str) -> None:
+        """Hand a chunk back that could not be run."""
+        self._step("release", batch, start, owner)
+
+    def recover(self, batch: str) -> list[int]:
+        """Chunks whose worker or message is gone; returns their first runs, to be published again."""
+        limits = (_ms(DEAD_AFTER_S), _ms(VANISHED_AFTER_S))
+        starts = self._step("recover", batch, *limits, "")
+        if starts == [b"look"]:
+            queued = {str(start): True for start in self._queued(batch)}
+            starts = self._step("recover", batch, *limits, json.dumps(queued) if queued else "{}")
+        return [int(start) for start in starts]
+
+    def _queued(self, batch: str) -> Iterator[int]:
+        """First runs of the chunks of a batch that have a message in the queue."""
+        for key in queue_keys("backtest"):
+            for raw in self.server.lrange(key, 0, -1):
+                owner, _, start = str(json.loads(raw)["headers"]["id"]).rpartition(":")
+                if owner == batch:
+                    yield int(start)
+
+    # --- outcomes -----------------------------------------------------------------------------------------------
+
+    def events(self, batch: str, after: bytes, wait_s: float) -> list[Event]:
+        """What happened since the event ``after`` (b"0" from the start); waits up to ``wait_s`` for the first."""
+        block_ms = max(1, round(wait_s * 1000))
+        answer = self.server.xread({f"runner:batch:{batch}:events": after}, block=block_ms, count=1000)
+        found = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer or []]
+        flat = [item for entries in found for item in _entries(entries)]
+        return [
+            Event(
+                id=event_id,
+                start=int(fields[b"start"]) if b"start" in fields else None,
+                stop=int(fields.get(b"stop", 0)),
+                failed=int(fields.get(b"failed", 0)),
+                worker=fields.get(b"worker", b"").decode(),
+            )
+            for event_id, fields in flat
+        ]
+
+    def outcomes(self, batch: str, starts: Sequence[int]) -> list[bytes]:
+        """The Arrow blobs of committed chunks, in the order asked for."""
+        blobs = self.server.hmget(f"runner:batch:{batch}:outcomes", [str(start) for start in starts]) if starts else []
+        if any(blob is None for blob in blobs):
+            raise SweepNotFound(
+                f"results of sweep {batch!r} are gone from the server: it was emptied or they have expired."
+            )
+        return cast("list[bytes]", blobs)
+
+    # --- workers ------------------------------------------------------------------------------------------------
+
+    def beat(self, name: str, info: Mapping[str, Any]) -> None:
+        """A worker's heartbeat, stamped by the server's clock."""
+        with self.server.pipeline(transaction=True) as pipe:
+            pipe.zadd("runner:workers", {name: self._now_ms()})
+            pipe.hset("runner:workers:info", name, json.dumps(dict(info)))
+            pipe.execute()
+
+    def leave(self, name: str) -> None:
+        """A worker that stops in good order says so."""
+        self.server.zrem("runner:workers", name)
+        self.server.hdel("runner:workers:info", name)
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Live workers: what each says of itself, and ``age_s`` since its last heartbeat."""
+        now = self._now_ms()
+        alive = self.server.zrangebyscore("runner:workers", now - _ms(DEAD_AFTER_S), "+inf", withscores=True)
+        infos = self.server.hmget("runner:workers:info", [name for name, _ in alive]) if alive else []
+        return [
+            {**json.loads(info), "age_s": (now - score) / 1000}
+            for (_, score), info in zip(alive, infos, strict=True)
+            if info
+        ]
+
+    def slots(self, queue: str) -> int:
+        """Children of all live workers of a queue."""
+        return sum(worker["concurrency"] for worker in self.workers() if queue in worker["queues"])
+
+    # --- deployment ---------------------------------------------------------------------------------------------
+
+    def check(self, url: str, secret: str) -> list[str]:
+        """Refuse a server that would lose jobs or belongs to others; returns warnings about what might.
+
+        Raises:
+            BrokerUnreachable, BrokerRefused, SecretMismatch.
+        """
+        try:
+            _check_password(url)
+            with redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=ONE_TRY) as once:
+                once.ping()
+            warnings = _check_policy(self.server)
+            self._check_secret(secret)
+        except redis.AuthenticationError as error:
+            raise BrokerRefused(f"{starred(url)} refuses the password: correct it in RUNNER_URL ({error}).") from None
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise BrokerUnreachable(
+                f"no Redis or Valkey server answers at {starred(url)} ({error}): "
+                "start one here with `runner up`, or correct RUNNER_URL."
+            ) from None
+        return warnings
+
+    def _check_secret(self, secret: str) -> None:
+        mine = signing.derive(secret, "fingerprint").encode()
+        self.server.set("runner:secret", mine, nx=True)
+        if self.server.get("runner:secret") != mine:
+            raise SecretMismatch(
+                "this server belongs to a deployment with another secret, so its workers would refuse your messages: "
+                "use the RUNNER_SECRET that they have."
+            )
+
+    def sweep_out(self) -> list[str]:
+        """Remove the batches whose retention has ended; returns their names."""
+        ended = [
+            name.decode() for name in self.server.zrangebyscore("runner:expiry", 0, self._now_ms(), start=0, num=100)
+        ]
+        for name in ended:
+            self.remove(name)
+        dead = self.server.zrangebyscore("runner:workers", 0, self._now_ms() - _ms(3600))
+        for worker in dead:
+            self.leave(worker.decode())
+        return ended
+
+    def remove(self, batch: str) -> None:
+        """Forget a batch, and the code and data that no other batch needs."""
+        refs = [ref.decode() for ref in self.server.smembers(f"runner:batch:{batch}:refs")]
+        keys = [f"runner:batch:{batch}{part}" for part in ("", ":chunks", ":free", ":outcomes", ":events", ":refs")]
+        with self.server.pipeline(transaction=True) as pipe:
+            pipe.delete(*keys)
+            pipe.zrem("runner:expiry", batch)
+            pipe.srem("runner:active", batch)
+            pipe.execute()
+        drop = self.server.register_script(_DROP_BLOB)
+        for ref in refs:
+            drop(keys=[f"runner:{ref}", f"runner:{ref}:users"], args=[batch])
+
+    def reject(self, reason: str) -> None:
+        """Count a message that was refused."""
+        self.server.hincrby("runner:rejected", reason, 1)
+
+    def _field(self, batch: str, name: str) -> bytes:
+        value = self.server.hget(f"runner:batch:{batch}", name)
+        if value is None:
+            raise SweepNotFound(f"no sweep {batch!r} on this server: the name is wrong or its results have expired.")
+        return cast("bytes", value)
+
+    def _now_ms(self) -> int:
+        seconds, micros = self.server.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def _step(self, name: str, batch: str, *args: Any) -> Any:
+        base = f"runner:batch:{batch}"
+        keys = [base, f"{base}:chunks", f"{base}:free", f"{base}:outcomes", f"{base}:events"]
+        return self._script(keys=[*keys, "runner:active", "runner:expiry", "runner:workers"], args=[name, batch, *args])
+
+
+_DROP_BLOB = """
+redis.call('SREM', KEYS[2], ARGV[1])
+if redis.call('SCARD', KEYS[2]) == 0 then redis.call('DEL', KEYS[1]) end
+"""
+
+
+@functools.cache
+def _lua() -> str:
+    return Path(__file__).with_name("ledger.lua").read_text()
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _entries(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """A stream's entries; RESP3 wraps them in one more list than RESP2."""
+    return entries[0] if entries and isinstance(entries[0], list) else entries
+
+
+def _check_password(url: str) -> None:
+    parts = urlsplit(url)
+    local = parts.scheme == "unix" or parts.hostname in ("localhost", "::1") or str(parts.hostname).startswith("127.")
+    if not local and not parts.password:
+        raise BrokerRefused(
+            f"the server at {parts.hostname} is reached without a password: whoever reaches it could read results and stop jobs. "
+            "Set requirepass there and put the password into RUNNER_URL (redis://:PASSWORD@HOST:PORT/0)."
+        )
+
+
+def _check_policy(server: redis.Redis) -> list[str]:
+    memory = server.info("memory")
+    policy = str(memory.get("maxmemory_policy", ""))
+    if policy.startswith("allkeys"):
+        raise BrokerRefused(
+            f"the server evicts any key when memory is full (maxmemory-policy {policy}), jobs included: "
+            "set it with `CONFIG SET maxmemory-policy volatile-lru`."
+        )
+    if not server.info("persistence").get("aof_enabled"):
+        return [
+            "the server keeps no append-only file: a restart of it loses queued sweeps (`CONFIG SET appendonly yes`)."
+        ]
+    return []

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from runner import store
+from runner.errors import BrokerRefused, BrokerUnreachable, SecretMismatch, SweepExists, SweepNotFound
+from runner.store import Ledger
+from tests.support import SECRET
+
+ME, OTHER = "w1@here/10", "w2@there/20"
+
+
+@pytest.fixture
+def batch(ledger: Ledger) -> str:
+    submit(ledger, "b", total=1000)
+    ledger.beat("w1@here", {"name": "w1@here", "queues": ["backtest"], "concurrency": 2})
+    ledger.beat("w2@there", {"name": "w2@there", "queues": ["backtest"], "concurrency": 2})
+    return "b"
+
+
+def submit(ledger: Ledger, batch: str, *, total: int, limit_s: float = 60.0) -> None:
+    ledger.reserve(batch)
+    ledger.activate(batch, spec="{}", total=total, limit_s=limit_s, priority="normal")
+
+
+def commit(ledger: Ledger, batch: str, start: int, stop: int, **changes: object) -> int | None:
+    options = {"done_stop": stop, "failed": 0, "seconds": 0.001 * (stop - start), "worker": "w1@here", "slots": 2, "blob": b"x"}
+    return ledger.commit(batch, start, stop, **{**options, **changes})  # type: ignore[arg-type]  # options of many types
+
+
+def drain(ledger: Ledger, batch: str) -> list[tuple[int, int]]:
+    """Run the batch to its end as one child would; returns the chunks that were committed."""
+    todo, done = ledger.top_up(batch, slots=2), []
+    while todo:
+        start = todo.pop(0)
+        begun = ledger.begin(batch, start, ME)
+        if begun.what != "run":
+            continue
+        done.append((start, begun.stop))
+        following = commit(ledger, batch, start, begun.stop)
+        todo += [following] if following is not None else ledger.top_up(batch, slots=2)
+    return done
+
+
+def test_every_run_is_claimed_exactly_once(ledger: Ledger, batch: str) -> None:
+    chunks = drain(ledger, batch)
+    assert [run for start, stop in sorted(chunks) for run in range(start, stop)] == list(range(1000))
+    assert ledger.progress(batch).state == "done"
+    assert ledger.progress(batch).done == 1000
+
+
+def test_the_window_holds_two_chunks_a_slot(ledger: Ledger, batch: str) -> None:
+    assert ledger.top_up(batch, slots=3) == [0, 16, 32, 48, 64, 80]
+    assert ledger.top_up(batch, slots=3) == []
+
+
+def test_chunks_last_as_long_as_aimed_at_once_their_cost_is_known(ledger: Ledger) -> None:
+    submit(ledger, "long", total=10**9)
+    ledger.top_up("long", slots=1)
+    ledger.begin("long", 0, ME)
+    following = commit(ledger, "long", 0, 16, seconds=16 * 20e-6)
+    assert following is not None
+    begun = ledger.begin("long", following, ME)
+    assert begun.stop - following == pytest.approx(store.TARGET_S / 20e-6, rel=0.01)
+
+
+def test_chunks_shrink_towards_the_end(ledger: Ledger) -> None:
+    submit(ledger, "b", total=100_000)
+    sizes = [stop - start for start, stop in drain(ledger, "b")]
+    assert max(sizes) == pytest.approx(store.TARGET_S / 0.001, rel=0.01)
+    assert sizes[-1] <= store.FLOOR_S / 0.001
+
+
+def test_the_first_commit_of_a_chunk_wins(ledger: Ledger, batch: str) -> None:
+    ledger.top_up(batch, slots=2)
+    ledger.begin(batch, 0, ME)
+    commit(ledger, batch, 0, 16, blob=b"first")
+    assert commit(ledger, batch, 0, 16, blob=b"second") is None
+    assert ledger.outcomes(batch, [0]) == [b"first"]
+    assert ledger.progress(batch).done == 16
+
+
+def test_a_chunk_cut_short_hands_the_rest_back_and_it_is_claimed_first(ledger: Ledger, batch: str) -> None:
+    ledger.top_up(batch, slots=2)
+    ledger.begin(batch, 0, ME)
+    assert commit(ledger, batch, 0, 16, done_stop=3) == 3
+
+
+def test_a_message_delivered_twice_runs_once(ledger: Ledger, batch: str) -> None:
+    ledger.top_up(batch, slots=2)
+    assert ledger.begin(batch, 0, ME).what == "run"
+    again = ledger.begin(batch, 0, OTHER)
+    assert (again.what, again.owner) == ("owned", ME)
+    commit(ledger, batch, 0, 16)
+    assert ledger.begin(batch, 0, OTHER).what == "drop"
+
+
+def test_a_chunk_that_killed_two_children_is_halved_until_the_run_stands_alone(ledger: Ledger, batch: str) -> None:
+    ledger.top_up(batch, slots=1)
+    attempts, poisoned, pid = 0, [], 0
+    todo = [0]
+    while todo:
+        start, dead = todo.pop(), ""
+        while True:  # the message is redelivered as long as its child dies
+            pid += 1
+            attempts += 1
+            begun = ledger.begin(batch, start, f"w1@here/{pid}", dead)
+            if begun.what == "drop" or (begun.what == "run" and not start <= 11 < begun.stop):
+                break
+            if begun.what == "poison":
+                poisoned.append(start)
+                break
+            dead = f"w1@here/{pid}"
+        if begun.what != "drop":
+            following = commit(ledger, batch, start, begun.stop)
+            todo += [following] if following is not None and following < 16 else []
+    assert poisoned == [11]
+    assert attempts <= 20
+
+
+def test_a_dead_workers_chunk_is_published_again(ledger: Ledger, batch: str) -> None:
+    ledger.top_up(batch, slots=2)
+    ledger.begin(batch, 0, OTHER)
+    assert ledger.recover(batch) == []
+    ledger.leave("w2@there")
+    assert ledger.recover(batch) == [0]
+    assert ledger.begin(batch, 0, ME).what == "run"
+
+
+def test_a_chunk_that_its_living_child_let_go_is_published_again(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit(ledger, "b", total=100, limit_s=0.0)
+    ledger.beat("w1@here", {})
+    ledger.top_up("b", slots=1)
+    ledger.begin("b", 0, ME)
+    while (now := ledger.server.time()) == ledger.server.time():
+        pass
+    lost: list[int] = []
+    while not lost:
+        lost = ledger.recover("b")
+    assert lost == [0]
+    assert now
+
+
+def test_a_chunk_without_a_message_is_published_again(ledger: Ledger, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "VANISHED_AFTER_S", -1.0)
+    assert ledger.top_up(batch, slots=1) == [0, 16]
+    ledger.server.lpush("backtest:3", json.dumps({"headers": {"id": f"{batch}:16"}}))
+    assert ledger.recover(batch) == [0]
+
+
+def test_a_paused_batch_gives_out_nothing_and_keeps_what_it_had(ledger: Ledger, batch: str) -> None:
+    ledger.top_up(batch, slots=2)
+    assert ledger.turn(batch, "paused") == "paused"
+    assert ledger.begin(batch, 0, ME).what == "drop"
+    assert ledger.top_up(batch, slots=2) == []
+    assert ledger.turn(batch, "running") == "running"
+    assert sum(stop - start for start, stop in drain(ledger, batch)) + 3 * 16 == 1000
+
+
+def test_a_cancelled_batch_takes_no_commit(ledger: Ledger, batch: str) -> None:
+    ledger.top_up(batch, slots=2)
+    ledger.begin(batch, 0, ME)
+    ledger.turn(batch, "cancelled")
+    commit(ledger, batch, 0, 16)
+    assert ledger.progress(batch).done == 0
+    assert ledger.turn(batch, "running") == "cancelled"
+
+
+def test_a_taken_name_is_refused(ledger: Ledger, batch: str) -> None:
+    with pytest.raises(SweepExists, match="'b' exists"):
+        ledger.reserve(batch)
+
+
+def test_an_unknown_name_is_said_to_be_unknown(ledger: Ledger) -> None:
+    with pytest.raises(SweepNotFound, match="no sweep 'nobody'"):
+        ledger.progress("nobody")
+
+
+def test_events_tell_each_commit_and_each_turn_once(ledger: Ledger, batch: str) -> None:
+    drain(ledger, batch)
+    events = ledger.events(batch, b"0", 0.01)
+    assert sum(event.stop - event.start for event in events if event.start is not None) == 1000
+    assert ledger.events(batch, events[-1].id, 0.01) == []
+
+
+def test_removing_a_batch_leaves_no_key_but_what_others_need(ledger: Ledger, batch: str) -> None:
+    submit(ledger, "c", total=1)
+    for name in (batch, "c"):
+        ledger.put("data", "shared", b"prices", name)
+    ledger.put("code", "mine", b"code", batch)
+    drain(ledger, batch)
+    ledger.remove(batch)
+    assert ledger.get("data", "shared") == b"prices"
+    assert ledger.get("code", "mine") is None
+    ledger.remove("c")
+    assert {key.decode() for key in ledger.server.keys("*")} <= {"runner:workers", "runner:workers:info"}
+
+
+def test_no_key_of_the_ledger_has_a_ttl(ledger: Ledger, batch: str) -> None:
+    ledger.put("data", "d", b"prices", batch)
+    drain(ledger, batch)
+    assert {ledger.server.ttl(key) for key in ledger.server.keys("*")} == {-1}
+
+
+def test_a_batch_goes_when_its_retention_ends(ledger: Ledger, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "RETENTION_S", 0.0)
+    submit(ledger, "brief", total=10)
+    drain(ledger, "brief")
+    drain(ledger, batch)
+    assert ledger.sweep_out() == ["brief"]
+    assert ledger.batches() == [batch]
+
+
+def test_workers_are_alive_as_long_as_their_heart_beats(ledger: Ledger, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {worker["name"] for worker in ledger.workers()} == {"w1@here", "w2@there"}
+    assert ledger.slots("backtest") == 4
+    assert ledger.slots("fetch") == 0
+    monkeypatch.setattr(store, "DEAD_AFTER_S", -1.0)
+    assert ledger.workers() == []
+
+
+def test_a_server_that_evicts_jobs_is_refused(ledger: Ledger, url: str, request: pytest.FixtureRequest) -> None:
+    ledger.server.config_set("maxmemory-policy", "allkeys-lru")
+    request.addfinalizer(lambda: ledger.server.config_set("maxmemory-policy", "volatile-lru"))
+    with pytest.raises(BrokerRefused, match="volatile-lru"):
+        ledger.check(url, SECRET)
+
+
+def test_a_server_without_append_only_file_is_warned_of(ledger: Ledger, url: str, request: pytest.FixtureRequest) -> None:
+    assert ledger.check(url, SECRET) == []
+    ledger.server.config_set("appendonly", "no")
+    request.addfinalizer(lambda: ledger.server.config_set("appendonly", "yes"))
+    assert "append-only" in ledger.check(url, SECRET)[0]
+
+
+def test_another_secret_is_refused(ledger: Ledger, url: str) -> None:
+    ledger.check(url, SECRET)
+    with pytest.raises(SecretMismatch, match="RUNNER_SECRET"):
+        ledger.check(url, "another-secret-altogether")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda url: url.replace("@127.0.0.1", "x@127.0.0.1"), BrokerRefused, "password"),
+        (lambda _: "redis://:p@127.0.0.1:1/0", BrokerUnreachable, "runner up"),
+        (lambda _: "redis://example.invalid:6379/0", BrokerRefused, "without a password"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_named_with_its_cure(
+    url: str, change: Callable[[str], str], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        Ledger(store.connect(change(url))).check(change(url), SECRET)
+    assert ":p@" not in str(caught.value)

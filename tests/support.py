@@ -1,0 +1,99 @@
+"""What the tests start and wait for: real servers, real workers, and events instead of sleeps."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from runner import store, valkey
+
+ROOT = Path(__file__).parent.parent
+SECRET = "a-secret-of-the-tests"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A real `python -m workers` process."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def children(self) -> list[psutil.Process]:
+        return [
+            child for child in psutil.Process(self.process.pid).children() if "spawn_main" in " ".join(child.cmdline())
+        ]
+
+
+@contextmanager
+def running_valkey(folder: Path, port: int = 0, password: str = "") -> Iterator[str]:
+    port, password = port or valkey.free_port(), password or secrets.token_hex(16)
+    (folder / "valkey.conf").write_text(valkey.configuration(port=port, password=password, folder=folder))
+    url = f"redis://:{password}@127.0.0.1:{port}/0"
+    command = [str(valkey.find_server()), str(folder / "valkey.conf")]
+    with (folder / "valkey.log").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            wait_until(lambda: valkey.answers(url, process.pid), "Valkey answers")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=10)
+
+
+@contextmanager
+def running_worker(url: str, secret: str, concurrency: int, folder: Path, python: str) -> Iterator[Worker]:
+    name = f"w{secrets.token_hex(3)}"
+    path = folder / f"{name}.log"
+    environment = {**os.environ, "RUNNER_URL": url, "RUNNER_SECRET": secret, "PYTHONPATH": str(ROOT)}
+    command = [python, "-m", "workers", "--concurrency", str(concurrency), "--name", name, "--loglevel", "info"]
+    ledger = store.Ledger(store.connect(url))
+    with path.open("wb") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT) as process:
+        try:
+            alive = lambda: any(found["name"].startswith(f"{name}@") for found in ledger.workers())  # noqa: E731 - read once
+            wait_until(alive, "the worker is alive", log=path, process=process)
+            yield Worker(process, path)
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the whole family, SIGKILL to what is left."""
+    if process.poll() is None:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout=5)
+        _, left = psutil.wait_procs(family, timeout=5)
+        for survivor in left:
+            survivor.kill()
+
+
+def wait_until(
+    condition: Callable[[], bool],
+    what: str,
+    *,
+    timeout_s: float = 30.0,
+    log: Path | None = None,
+    process: subprocess.Popen[bytes] | None = None,
+) -> None:
+    """Return when the condition holds; fail with what was waited for, and the end of the log."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        ended = process is not None and process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            tail = log.read_text()[-3000:] if log else ""
+            pytest.fail(f"waited {timeout_s:g} s in vain until {what}{' (its process ended)' if ended else ''}\n{tail}")
+        time.sleep(0.02)
+
+

@@ -1,0 +1,1 @@
+"""What lives in a worker process. Start one with `runner worker`."""

@@ -1,0 +1,98 @@
+"""`python -m workers`: one Celery worker, prefork with spawned children."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import socket
+import sys
+from typing import Any
+
+from celery import signals
+
+from runner.app import QUEUE_BACKTEST, QUEUES, make_app
+from runner.errors import RunnerError
+from workers.recovery import Steward
+from workers.resources import resources
+
+# A child that has grown past this is replaced after its chunk; 1 GiB holds numba, pyarrow and a full L1 twice over.
+CHILD_MEMORY_KIB = 2**20
+# One thread each: there is a child per core. Children inherit the environment and read it as they import.
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code."""
+    options = _parse(argv)
+    os.environ.update({name: os.environ.get(name, "1") for name in ONE_THREAD})
+    try:
+        held = resources()
+        for warning in held.ledger.check(held.url, held.secret):
+            sys.stderr.write(f"warning: {warning}\n")
+    except RunnerError as error:
+        sys.stderr.write(f"runner worker: {error}\n")
+        return 1
+    app = make_app(held.url)
+    steward = Steward(
+        app, held.ledger, held.secret, name=options.name, queues=options.queues, concurrency=options.concurrency
+    )
+    signals.worker_ready.connect(_once(steward.start), weak=False)
+    signals.worker_shutdown.connect(_once(steward.stop), weak=False)
+    app.worker_main(_celery_arguments(options))
+    return 0
+
+
+def _celery_arguments(options: argparse.Namespace) -> list[str]:
+    return [
+        "worker",
+        f"--hostname={options.name}",
+        f"--queues={','.join(options.queues)}",
+        f"--concurrency={options.concurrency}",
+        f"--max-memory-per-child={CHILD_MEMORY_KIB}",
+        f"--loglevel={options.loglevel}",
+        "--pool=prefork",
+        "--without-gossip",
+        "--without-mingle",
+    ]
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="runner worker")
+    parser.add_argument(
+        "--queues", type=_queues, default=[QUEUE_BACKTEST], help="comma-separated, of: " + ", ".join(QUEUES)
+    )
+    parser.add_argument(
+        "--concurrency", type=_positive, default=os.cpu_count() or 1, help="children; default one per core"
+    )
+    parser.add_argument("--name", default=f"worker-{secrets.token_hex(3)}@{socket.gethostname()}")
+    parser.add_argument("--loglevel", default="warning", choices=["debug", "info", "warning", "error"])
+    options = parser.parse_args(argv)
+    if "@" not in options.name:
+        options.name = f"{options.name}@{socket.gethostname()}"
+    return options
+
+
+def _queues(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in QUEUES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no queue: expected {' or '.join(QUEUES)}")
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def _once(step: Any) -> Any:
+    def receiver(**_: Any) -> None:
+        step()
+
+    return receiver
+
+
+if __name__ == "__main__":
+    sys.exit(main())

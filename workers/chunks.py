@@ -1,0 +1,158 @@
+"""A chunk's life in a child: take it from the ledger, run it, hand it in, and learn which is next."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import psutil
+from runner.bars import Bars, DataRef
+from runner.engine.batch import BatchOutcome, RunError, run_batch
+from runner.engine.metrics import METRICS
+
+from runner import outcomes, signing
+from runner.errors import RunnerError, SweepNotFound
+from runner.outcomes import Outcome
+from runner.spec import Sweep
+from runner.store import CHUNK_BUDGET_S, HARD_LIMIT_GRACE_S
+from runner.strategy import Strategy, StrategyRef, resolve
+from workers.resources import Resources
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """The chunk that the ledger gave out at a commit; its message is still to be published."""
+
+    start: int
+    priority: str
+
+
+def run_chunk(held: Resources, batch: str, start: int, worker: str) -> Following | None:
+    """Run the chunk that begins at run ``start``, if it is still to be run. Safe to call twice: first commit wins."""
+    owner = f"{worker}/{os.getpid()}"
+    begun = held.ledger.begin(batch, start, owner)
+    if begun.what == "owned" and _died_here(begun.owner, worker):
+        begun = held.ledger.begin(batch, start, owner, dead_owner=begun.owner)
+    if begun.what not in ("run", "poison"):
+        return None
+    try:
+        sweep = _sweep(held, batch)
+        done = _poisoned(start) if begun.what == "poison" else _run(held, sweep, start, begun.stop)
+    except SweepNotFound:
+        return None  # removed while its message was under way
+    except BaseException:
+        held.ledger.release(batch, start, owner)
+        raise
+    following = held.ledger.commit(
+        batch,
+        start,
+        begun.stop,
+        done.outcome.stop,
+        failed=len(done.outcome.errors),
+        seconds=done.seconds,
+        worker=worker,
+        slots=held.slots(),
+        blob=outcomes.encode(done.outcome),
+    )
+    return None if following is None else Following(following, begun.priority)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    outcome: Outcome
+    seconds: float
+
+
+def _run(held: Resources, sweep: Sweep, start: int, stop: int) -> _Done:
+    """As many of the runs as fit into the budget, at least one."""
+    rows: list[np.ndarray] = []
+    errors: dict[int, RunError] = {}
+    seconds, at = 0.0, start
+    with _killed_after(CHUNK_BUDGET_S + sweep.run_timeout_s + HARD_LIMIT_GRACE_S):
+        for ref, first, last in sweep.parts(start, stop):
+            part = _run_part(held, sweep, ref, first, last, CHUNK_BUDGET_S - seconds)
+            errors.update({at + offset: error for offset, error in part.errors.items()})
+            rows.append(part.metrics)
+            seconds += part.seconds
+            at += len(part.metrics)
+            if len(part.metrics) < last - first or seconds >= CHUNK_BUDGET_S:
+                break
+    return _Done(Outcome(start, np.concatenate(rows), errors), seconds)
+
+
+def _run_part(held: Resources, sweep: Sweep, ref: DataRef, first: int, last: int, budget_s: float) -> BatchOutcome:
+    """Points first..last-1 on one symbol. Code or prices that cannot be loaded here make each of them an error row."""
+    try:
+        strategy = _strategy(held, sweep.strategy)
+        bars = _bars(held, ref)
+    except SweepNotFound:
+        raise
+    except RunnerError as error:
+        failure = RunError(type(error).__name__, str(error), "")
+        return BatchOutcome(_nan_rows(last - first), dict.fromkeys(range(last - first), failure), 0.0)
+    columns = sweep.space.block(first, last)
+    points = (dict(zip(sweep.space.names, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    return run_batch(strategy, bars, points, sweep.execution, run_timeout_s=sweep.run_timeout_s, budget_s=budget_s)
+
+
+def _poisoned(start: int) -> _Done:
+    message = (
+        "this run killed the worker process that ran it, twice (a crash in C code, os._exit, out of memory, or longer "
+        "than the time limit without returning to Python)"
+    )
+    return _Done(Outcome(start, _nan_rows(1), {start: RunError("WorkerLost", message, "")}), 0.0)
+
+
+def _nan_rows(n: int) -> np.ndarray:
+    return np.full((n, len(METRICS)), np.nan)
+
+
+def _sweep(held: Resources, batch: str) -> Sweep:
+    sweep = held.cache.get(f"batch:{batch}", lambda: held.ledger.spec(batch), Sweep.from_json)
+    return _found(sweep, f"sweep {batch!r}")
+
+
+def _strategy(held: Resources, ref: StrategyRef) -> Strategy:
+    if ref.path is not None:
+        return resolve(ref, None)
+
+    def verified(signed: bytes) -> Strategy:
+        return resolve(ref, signing.verify_code(held.secret, signed))
+
+    strategy = held.cache.get(f"code:{ref.digest}", lambda: held.ledger.get("code", ref.digest), verified)
+    return _found(strategy, f"code of strategy {ref.name!r}")
+
+
+def _bars(held: Resources, ref: DataRef) -> Bars:
+    bars = held.cache.get(f"data:{ref.digest}", lambda: held.ledger.get("data", ref.digest), Bars.from_bytes)
+    return _found(bars, f"prices of {ref.symbol!r}")
+
+
+def _found(value: T | None, what: str) -> T:
+    if value is None:
+        raise SweepNotFound(f"the {what} is no longer on the server.")
+    return value
+
+
+def _died_here(owner: str, worker: str) -> bool:
+    """Whether ``owner`` was a child of this very worker and is no more. Of other hosts only their heartbeat tells."""
+    name, _, pid = owner.rpartition("/")
+    return name == worker and int(pid) not in {child.pid for child in psutil.Process(os.getppid()).children()}
+
+
+@contextmanager
+def _killed_after(limit_s: float) -> Iterator[None]:
+    """This process ends when the block does not: the one limit that also holds inside C code that keeps the GIL."""
+    faulthandler.dump_traceback_later(limit_s, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
