@@ -64,7 +64,6 @@ SLOTS_UNKNOWN = 4
 ONE_TRY = Retry(NoBackoff(), 0)
 
 
-@functools.cache
 def connect(url: str) -> redis.Redis:
     """A client whose calls have a deadline and survive a restart of the server (8 tries within about 6 s)."""
     retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=8)

@@ -1,1 +1,1 @@
-"""The backtest engine: numpy and numba, no queue, no network."""
+"""The built-in engine: numpy and numba alone, no queue, no I/O."""

@@ -1,0 +1,246 @@
+"""The command `runner`: a local stack, workers, sweeps. Exit codes: 0 done, 1 RunnerError, 2 usage, 130 Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from runner.errors import InputError, RunnerError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from runner.results import Results
+    from runner.space import Space
+    from runner.spec import Execution
+
+app = typer.Typer(
+    help="Sweep a trading strategy over thousands of parameters and symbols with Celery workers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Workers = Annotated[int | None, typer.Option(help="Worker processes; one a core when not given.")]
+
+
+class Part(StrEnum):
+    """What `runner check` asks."""
+
+    SERVER = "server"
+    WORKER = "worker"
+    FLOWER = "flower"
+
+
+def main() -> NoReturn:
+    """Run the command line; the entry point of `runner` and of `python -m runner`."""
+    try:
+        app()
+    except RunnerError as error:
+        if os.environ.get("RUNNER_DEBUG"):
+            raise
+        sys.stderr.write(f"runner: {error}\n")
+        sys.exit(1)
+    raise AssertionError("typer ends the process")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import runner
+
+        typer.echo(runner.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (also RUNNER_DEBUG=1).")
+    ] = False,
+    version: Annotated[  # noqa: ARG001 -- its callback does it
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["RUNNER_DEBUG"] = "1"
+
+
+@app.command()
+def up(
+    workers: Workers = None,
+    port: Annotated[int, typer.Option(help="The server's port; 0 is any that is free.")] = 0,
+    flower: Annotated[bool, typer.Option(help="Start Flower.")] = True,
+) -> None:
+    """Start a server, workers and Flower here, until Ctrl-C or `runner down`."""
+    from runner import settings, stack, supervisor, terminal
+
+    stack.refuse_windows()
+    wanted = supervisor.options(workers=workers, flower=flower, port=port, home=settings.load().home)
+    console = _console()
+    console.print(f"Starting; logs are in {wanted.home} ...", soft_wrap=True)
+    supervisor.supervise(wanted, lambda info: console.print(terminal.how_to_use(info), soft_wrap=True))
+    console.print("Stopped.")
+
+
+@app.command()
+def down() -> None:
+    """Stop the stack that `runner up` started here."""
+    from runner import stack
+
+    typer.echo("Stopped." if stack.stop() else "No stack runs here.")
+
+
+@app.command()
+def status() -> None:
+    """Show server, workers, queues and sweeps."""
+    from runner import stack, store, terminal
+
+    url, secret = stack.deployment()
+    ledger = store.Ledger(store.connect(url))
+    for warning in ledger.check(url, secret):
+        typer.echo(f"warning: {warning}", err=True)
+    _console().print(terminal.status(url, ledger, stack.running()))
+
+
+@app.command()
+def worker(
+    queues: Annotated[str, typer.Option(help="Comma-separated: backtest, fetch.")] = "backtest",
+    concurrency: Annotated[int | None, typer.Option(help="Runs at a time; one a core when not given.")] = None,
+    name: Annotated[str | None, typer.Option(help="Its name; made when not given.")] = None,
+) -> None:
+    """Run one more worker of the deployment at RUNNER_URL, or of the stack that runs here."""
+    from runner import stack
+
+    url, secret = stack.deployment()
+    command = [sys.executable, "-m", "workers", "--queues", queues]
+    command += ["--concurrency", str(concurrency)] if concurrency is not None else []
+    command += ["--name", name] if name is not None else []
+    _become(command, {**os.environ, "RUNNER_URL": url, "RUNNER_SECRET": secret})
+
+
+@app.command()
+def flower(
+    address: Annotated[str, typer.Option(help="0.0.0.0 only in a container.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where to listen.")] = 5555,
+) -> None:
+    """Run Flower for the deployment at RUNNER_URL. Login: FLOWER_BASIC_AUTH, or runner and what `runner status` shows."""
+    from runner import monitor, settings, stack
+
+    url, secret = stack.deployment()
+    folder = stack.make_home(settings.load().home)
+    environment = monitor.environment(os.environ, url=url, secret=secret, address=address, port=port, folder=folder)
+    _become(monitor.command(), environment)
+
+
+@app.command()
+def check(
+    part: Annotated[Part, typer.Argument(help="What must answer.")],
+    queues: Annotated[str, typer.Option(help="worker: the queues that one on this host must listen to.")] = "backtest",
+    port: Annotated[int, typer.Option(help="flower: its port on this host.")] = 5555,
+) -> None:
+    """Exit with 0 when it truly answers, else with 1: for health checks."""
+    from runner import monitor, stack, store
+
+    url, secret = stack.deployment()
+    if part is Part.FLOWER:
+        login = os.environ.get("FLOWER_BASIC_AUTH") or f"{monitor.USER}:{monitor.password(secret)}"
+        fine = monitor.answers(port, login)
+    else:
+        ledger = store.Ledger(store.connect(url))
+        ledger.check(url, secret)
+        here = [row for row in ledger.workers() if row["host"] == socket.gethostname()]
+        fine = part is Part.SERVER or any(set(queues.split(",")) <= set(row["queues"]) for row in here)
+    typer.echo(f"{part}: {'answers' if fine else 'does not answer'}")
+    raise typer.Exit(0 if fine else 1)
+
+
+@app.command()
+def sweep(
+    *,
+    strategy: Annotated[str, typer.Argument(help="MODULE:FUNCTION, or the name of a strategy of this package.")],
+    data: Annotated[str, typer.Option(help="Prices: a .parquet or .csv file, or a sample (SP500, AAPL, GOOG, IBM).")],
+    grid: Annotated[list[str], typer.Option(help="One axis: fast=5:60, slow=20:240:2 or k=1.5,2. Repeat it.")],
+    where: Annotated[str | None, typer.Option(help="Which points to run, such as 'fast < slow'.")] = None,
+    fees: Annotated[float, typer.Option(help="Fraction of each order's value.")] = 0.0,
+    slippage: Annotated[float, typer.Option(help="Fraction by which each fill is worse.")] = 0.0,
+    out: Annotated[str | None, typer.Option(help="Write every run to this .parquet or .csv file.")] = None,
+    name: Annotated[str | None, typer.Option(help="The sweep's name, to attach to it later.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Run in this many processes here, without a server.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 10,
+    metric: Annotated[str, typer.Option(help="What the best is judged by.")] = "sharpe",
+) -> None:
+    """Run every point of a grid and show the best. On the workers, or with --processes here."""
+    from runner import arguments, terminal
+    from runner.spec import Execution
+
+    if name is not None and processes is not None:
+        raise typer.BadParameter("a sweep in local processes has no name: leave out --name or --processes.")
+    file = _usage("--out", arguments.output, out) if out else None
+    space = _space(grid, where)
+    execution = Execution(fees=fees, slippage=slippage)
+    results = _run(
+        arguments.strategy_path(strategy), arguments.prices(data), space, execution, name=name, processes=processes
+    )
+    if file:
+        results.to_parquet(file) if file.suffix == ".parquet" else results.frame.to_csv(file)
+    console = _console()
+    console.print(terminal.best_runs(results, top, metric))
+    if len(results.errors):
+        console.print(
+            f"{len(results.errors):,} runs failed; the first: {results.errors.iloc[0]['message']}", style="red"
+        )
+    if file:
+        console.print(f"Every run is in {file}.")
+
+
+@app.command()
+def demo() -> None:
+    """Run ten thousand backtests of the S&P 500, from nothing to the best run."""
+    from runner.demo import demo as run
+
+    run(_console())
+
+
+def _space(grid: list[str], where: str | None) -> Space:
+    from runner import arguments
+    from runner.space import grid as make
+
+    axes = _usage("--grid", arguments.axes, grid)
+    condition = _usage("--where", lambda text: arguments.condition(text, list(axes)), where) if where else None
+    return make(where=condition, **axes)
+
+
+def _run(
+    path: str, prices: Any, space: Space, execution: Execution, *, name: str | None, processes: int | None
+) -> Results:
+    import runner
+
+    if processes is not None:
+        return runner.sweep(path, prices, space, execution=execution, processes=processes)
+    with runner.connect() as client:
+        return client.sweep(path, prices, space, execution=execution, name=name).result()
+
+
+def _usage(option: str, parse: Callable[[Any], Any], text: Any) -> Any:
+    try:
+        return parse(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
+    """Turn into another command: its signals, exit code and memory are then its own."""
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)  # noqa: S606 -- our own interpreter and arguments
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
