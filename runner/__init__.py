@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runner.bars import Bars, sample_data
-    from runner.client import Client, SweepHandle, attach, connect
+    from runner.client import Client, attach, connect
     from runner.errors import RunnerError
+    from runner.handle import SweepHandle
     from runner.local import sweep
     from runner.results import Results
     from runner.single import Backtest, backtest
@@ -48,7 +49,7 @@ _HOME = {
     "Results": "results",
     "RunnerError": "errors",
     "Space": "space",
-    "SweepHandle": "client",
+    "SweepHandle": "handle",
     "attach": "client",
     "backtest": "single",
     "connect": "client",

@@ -329,13 +329,13 @@ class Bars:
 
         All three are NaN until the signal line exists. Both averages start at bar slow - 1, as in TA-Lib.
         """
-        macd, signal_line, histogram = self._memo.get(self, indicators.macd, (fast, slow, signal))
-        return macd, signal_line, histogram
+        three: tuple[Floats, Floats, Floats] = self._memo.get(self, indicators.macd, (fast, slow, signal))
+        return three
 
     def bollinger(self, n: int = 20, k: float = 2.0) -> tuple[Floats, Floats, Floats]:
         """Bollinger's lower, middle and upper band: sma(n) and k stdev(n) on either side."""
-        lower, middle, upper = self._memo.get(self, indicators.bollinger, (n, k))
-        return lower, middle, upper
+        bands: tuple[Floats, Floats, Floats] = self._memo.get(self, indicators.bollinger, (n, k))
+        return bands
 
     def indicator(self, function: Callable[..., Any], *args: Any) -> Any:
         """What ``function(bars, *args)`` returns, computed once for each function and arguments.

@@ -163,7 +163,9 @@ def check(
 @app.command()
 def sweep(
     *,
-    strategy: Annotated[str, typer.Argument(help="MODULE:FUNCTION, or the name of a strategy of this package.")],
+    strategy: Annotated[
+        str, typer.Argument(metavar="STRATEGY", help="MODULE:FUNCTION, or the name of a strategy of this package.")
+    ],
     data: Annotated[str, typer.Option(help="Prices: a .parquet or .csv file, or a sample (SP500, AAPL, GOOG, IBM).")],
     grid: Annotated[list[str], typer.Option(help="One axis: fast=5:60, slow=20:240:2 or k=1.5,2. Repeat it.")],
     where: Annotated[str | None, typer.Option(help="Which points to run, such as 'fast < slow'.")] = None,

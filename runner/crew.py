@@ -131,7 +131,7 @@ def run_here(handler: Handler, work: Work) -> None:
 
 def run_in_threads(handler: Handler, work: Work, *, threads: int) -> None:
     """All of the work in threads. After an error or Ctrl-C they end with the item they are at."""
-    _run(work, lambda events: _Thread(events, handler), threads, None, "")
+    _run(work, lambda events: _Thread(events, handler), threads)
 
 
 def run_in_processes(
@@ -156,29 +156,32 @@ def run_in_processes(
             "this program embeds Python, so no child can be started: use threads= instead of processes=."
         )
     blob = dump(handler, f"function {name}")
-    _run(work, lambda events: _Child(events, blob), processes, timeout_s, name)
+    _run(work, lambda events: _Child(events, blob, name), processes, timeout_s)
 
 
 def _run(
-    work: Work, start: Callable[[queue.SimpleQueue[_Event]], _Worker], count: int, timeout_s: float | None, name: str
+    work: Work, make: Callable[[queue.SimpleQueue[_Event]], _Worker], count: int, timeout_s: float | None = None
 ) -> None:
     events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-    crew: list[_Worker] = []
+    crew = [make(events) for _ in range(count)]
     try:
-        crew.extend(start(events) for _ in range(count))
+        for worker in crew:
+            worker.start()
         while not work.finished:
             _hand_out(work, crew)
             if (event := _next(events)) is not None:
-                _take_in(event, work, name)
+                _take_in(event, work)
                 if event.kind == "dead" and not work.finished:
-                    crew[crew.index(event.worker)] = start(events)
+                    crew.remove(event.worker)
+                    crew.append(make(events))  # before it starts: Ctrl-C finds it in the crew
+                    crew[-1].start()
             for worker in crew:
                 worker.kill_if_silent(timeout_s)
     finally:
         for worker in crew:
             worker.kill()
         for worker in crew:
-            worker.join_if_killed()
+            worker.see_off()
 
 
 def _next(events: queue.SimpleQueue[_Event]) -> _Event | None:
@@ -197,14 +200,14 @@ def _hand_out(work: Work, crew: list[_Worker]) -> None:
             worker.hand(chunk)
 
 
-def _take_in(event: _Event, work: Work, name: str) -> None:
+def _take_in(event: _Event, work: Work) -> None:
     worker, chunk = event.worker, event.worker.chunk
     if event.kind == "broken":
         raise event.data
     if event.kind == "ready":
         worker.ready = True
     elif event.kind == "dead" and not worker.ready:
-        raise ExecutorError(f"the process for {name} did not start: {event.data}. What it wrote to stderr says more.")
+        raise ExecutorError(f"{worker.title} did not start: {event.data}. What it wrote to stderr says more.")
     elif chunk is not None and event.kind == "replies":
         for reply in event.data:
             work.reply(chunk, reply)
@@ -215,8 +218,7 @@ def _take_in(event: _Event, work: Work, name: str) -> None:
         elif event.kind == "refused":
             work.refused(chunk, event.data)
         else:
-            late = worker.late
-            work.lost(chunk, RunTimeoutError("no answer in time") if late else ExecutorError(event.data))
+            work.lost(chunk, RunTimeoutError("no answer in time") if worker.late else ExecutorError(event.data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,8 @@ class _Event:
 
 class _Worker(threading.Thread):
     """One thread that works through the chunks it is handed, one at a time, and posts what comes of them."""
+
+    title = "a thread"
 
     def __init__(self, events: queue.SimpleQueue[_Event]) -> None:
         super().__init__(daemon=True, name="runner-executor")
@@ -252,7 +256,7 @@ class _Worker(threading.Thread):
     def kill_if_silent(self, timeout_s: float | None) -> None:
         """Kill it when it has not answered in time."""
 
-    def join_if_killed(self) -> None:
+    def see_off(self) -> None:
         """Wait for what `kill` ends at once."""
 
 
@@ -264,7 +268,6 @@ class _Thread(_Worker):
         self.ready = True
         self._handler = handler
         self._stopped = False
-        self.start()
 
     def run(self) -> None:
         try:
@@ -282,18 +285,22 @@ class _Thread(_Worker):
         self._stopped = True
         self.inbox.put(None)
 
+    def see_off(self) -> None:
+        if self.ident is not None:
+            self.join(None if self.chunk is None else POLL_S)  # the user's function may run for long yet
+
 
 class _Child(_Worker):
     """A worker whose chunks run in a child process; the thread starts it, talks with it, and sees it off."""
 
-    def __init__(self, events: queue.SimpleQueue[_Event], blob: bytes) -> None:
+    def __init__(self, events: queue.SimpleQueue[_Event], blob: bytes, name: str) -> None:
         super().__init__(events)
+        self.title = f"the process for {name}"
         self._blob = blob
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
         self._starting = threading.Lock()
         self._heard = time.monotonic()
-        self.start()
 
     def run(self) -> None:
         told = "it was not started"
@@ -325,8 +332,9 @@ class _Child(_Worker):
         self._heard = time.monotonic()
         super().hand(chunk)
 
-    def join_if_killed(self) -> None:
-        self.join(CLOSE_S)
+    def see_off(self) -> None:
+        if self.ident is not None:
+            self.join(CLOSE_S)
 
     def _start_process(self) -> subprocess.Popen[bytes] | None:
         # Not in the main thread: there Ctrl-C could come between the start and the first line that knows of it.

@@ -33,6 +33,7 @@ __all__ = ["as_bars", "batch_execute", "execute_in_process", "sweep"]
 
 CHUNK_S = 0.5  # twice a second the bar moves, and a round trip of 0.2 ms is nothing
 FIRST_CHUNK = 16  # runs, before any was measured; one that would last longer than CHUNK_S ends early
+RUN_TIMEOUT_S = 60.0  # as on the workers
 GRACE_S = 5.0  # for a run to end by its own deadline before its process is killed
 
 
@@ -44,7 +45,7 @@ def sweep(
     execution: Execution | None = None,
     processes: int | None = None,
     threads: int | None = None,
-    run_timeout_s: float | None = None,
+    run_timeout_s: float | None = RUN_TIMEOUT_S,
     progress: bool = True,
 ) -> Results:
     """Run every point of ``space`` on every symbol of ``data`` on this machine: the same numbers as on workers.

@@ -102,10 +102,10 @@ class Backtest:
     def trades(self) -> pd.DataFrame:
         """One row a trade, from flat to flat or to a reversal, in order of exit.
 
-        Columns: entry_time, exit_time, entry_bar, exit_bar, side (``"long"``, ``"short"``), units (all that were entered),
+        Columns: entry_time, exit_time, entry_bar, exit_bar, side (``"long"``, ``"short"``), units (all entered),
         entry_price and exit_price (averages weighted by size), pnl (net of fees, account currency), return
-        (pnl over the value entered), fees, bars (from entry to exit), open (still held at the end: valued at the last close),
-        exit_reason (signal, stop_loss, take_profit, trailing_stop, ruin, open).
+        (pnl over the value entered), fees, bars (from entry to exit), open (still held at the end: valued at the last
+        close), exit_reason (signal, stop_loss, take_profit, trailing_stop, ruin, open).
         """
         import pandas as pd
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from typing import Any, Self
 
 from runner import settings
 from runner.errors import BrokerUnreachable, SettingsError, StackError
-from runner.process import ProcessId, kill_leftovers
+from runner.process import POLL_S, ProcessId, kill_leftovers
 
 STATE_FILE = "stack.json"
 SECRET_FILE = "secret"  # noqa: S105 -- a file's name
@@ -128,13 +129,14 @@ def stop(home: Path | None = None) -> bool:
     if supervisor:
         with suppress(psutil.NoSuchProcess):
             supervisor.send_signal(signal.SIGTERM)
-        try:
-            supervisor.wait(STOP_TIMEOUT_S)
-        except psutil.TimeoutExpired:
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while info.supervisor.find():
+        if time.monotonic() > deadline:
             raise StackError(
                 f"the stack's supervisor (process {info.supervisor.pid}) did not end within {STOP_TIMEOUT_S:g} s: "
                 f"kill it with `kill -9 {info.supervisor.pid}`, then `runner down` again clears up."
-            ) from None
+            )
+        time.sleep(POLL_S)
     clear_up(home)
     return supervisor is not None
 

@@ -130,7 +130,7 @@ class Ledger:
     """One deployment's ledger on one server."""
 
     def __init__(self, server: redis.Redis) -> None:
-        self.server = server
+        self.server: Any = server  # redis-py types every answer as str or bytes or more; here it is always bytes
         self._script = server.register_script(_lua())
 
     # --- a batch's life -----------------------------------------------------------------------------------------

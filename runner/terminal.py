@@ -61,7 +61,7 @@ def heatmap(frame: pd.DataFrame, metric: str) -> RenderableType:
     columns = np.array_split(np.arange(frame.shape[1]), min(frame.shape[1], MAP_COLUMNS))
     values = frame.to_numpy(dtype=float)
     cells = np.array([[_mean(values[np.ix_(row, column)]) for column in columns] for row in rows])
-    low, high = np.nanmin(cells), np.nanmax(cells)
+    low, high = _span(cells)
     label = max(len(str(frame.index[row[0]])) for row in rows)
     lines: list[RenderableType] = [
         Text(f"{metric} by {frame.index.name} (down) and {frame.columns.name} (across)", style="italic")
@@ -82,6 +82,13 @@ def _mean(block: Any) -> float:
 
     known = block[~np.isnan(block)]
     return float(known.mean()) if known.size else math.nan
+
+
+def _span(cells: Any) -> tuple[float, float]:
+    import numpy as np
+
+    known = cells[~np.isnan(cells)]
+    return (float(known.min()), float(known.max())) if known.size else (math.nan, math.nan)
 
 
 def _square(value: float, low: float, high: float) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from celery import Task, shared_task
+from celery import Task, shared_task, signals
 from celery.utils.log import get_task_logger
 
 from runner.app import RUN_CHUNK, publish_chunk
@@ -15,6 +15,12 @@ from workers import chunks
 from workers.resources import resources
 
 logger = get_task_logger(__name__)
+
+
+@signals.worker_process_init.connect
+def warm_up(**_: Any) -> None:
+    """A child is ready only when it is fast."""
+    chunks.warm_up()
 
 
 @shared_task(name=RUN_CHUNK, bind=True)

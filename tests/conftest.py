@@ -12,9 +12,8 @@ import pytest
 import redis
 
 import runner
-
 from runner import settings, store
-from tests.support import SECRET, Worker, running_valkey, running_worker
+from tests.support import SECRET, Deployment, Worker, running_valkey, running_worker
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -49,7 +48,26 @@ def ledger(url: str) -> store.Ledger:
 
 @pytest.fixture
 def client(url: str) -> Iterator[runner.Client]:
+    """A client of the test's own, empty server: no worker but those that the test starts."""
     with runner.Client(url, SECRET) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A server and one worker with two children, shared by the tests that leave the worker as it was."""
+    folder = tmp_path_factory.mktemp("deployment")
+    with running_valkey(folder) as url, running_worker(url, SECRET, 2, folder, sys.executable) as worker:
+        yield Deployment(url, worker)
+
+
+@pytest.fixture
+def team(deployment: Deployment) -> Iterator[runner.Client]:
+    """A client of the shared deployment, which has forgotten all earlier sweeps."""
+    ledger = store.Ledger(store.connect(deployment.url))
+    for batch in ledger.batches():
+        ledger.remove(batch)
+    with runner.Client(deployment.url, SECRET) as client:
         yield client
 
 

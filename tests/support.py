@@ -33,6 +33,14 @@ class Worker:
         ]
 
 
+@dataclass(frozen=True)
+class Deployment:
+    """A server and a worker that listens to it."""
+
+    url: str
+    worker: Worker
+
+
 @contextmanager
 def running_valkey(folder: Path, port: int = 0, password: str = "") -> Iterator[str]:
     port, password = port or valkey.free_port(), password or secrets.token_hex(16)
@@ -55,7 +63,10 @@ def running_worker(url: str, secret: str, concurrency: int, folder: Path, python
     environment = {**os.environ, "RUNNER_URL": url, "RUNNER_SECRET": secret, "PYTHONPATH": str(ROOT)}
     command = [python, "-m", "workers", "--concurrency", str(concurrency), "--name", name, "--loglevel", "info"]
     ledger = store.Ledger(store.connect(url))
-    with path.open("wb") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT) as process:
+    with (
+        path.open("wb") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT) as process,
+    ):
         try:
             alive = lambda: any(found["name"].startswith(f"{name}@") for found in ledger.workers())  # noqa: E731 - read once
             wait_until(alive, "the worker is alive", log=path, process=process)
@@ -95,5 +106,3 @@ def wait_until(
             tail = log.read_text()[-3000:] if log else ""
             pytest.fail(f"waited {timeout_s:g} s in vain until {what}{' (its process ended)' if ended else ''}\n{tail}")
         time.sleep(0.02)
-
-

@@ -12,15 +12,16 @@ from typing import TypeVar
 
 import numpy as np
 import psutil
-from runner.bars import Bars, DataRef
-from runner.engine.batch import BatchOutcome, RunError, run_batch
-from runner.engine.metrics import METRICS
 
 from runner import outcomes, signing
+from runner.bars import Bars, DataRef, sample_data
+from runner.engine.batch import BatchOutcome, RunError, run_batch
+from runner.engine.metrics import METRICS
 from runner.errors import RunnerError, SweepNotFound
 from runner.outcomes import Outcome
-from runner.spec import Sweep
+from runner.spec import Execution, Sweep
 from runner.store import CHUNK_BUDGET_S, HARD_LIMIT_GRACE_S
+from runner.strategies import sma_cross
 from runner.strategy import Strategy, StrategyRef, resolve
 from workers.resources import Resources
 
@@ -151,8 +152,15 @@ def _died_here(owner: str, worker: str) -> bool:
 @contextmanager
 def _killed_after(limit_s: float) -> Iterator[None]:
     """This process ends when the block does not: the one limit that also holds inside C code that keeps the GIL."""
-    faulthandler.dump_traceback_later(limit_s, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(limit_s, exit=True, file=sys.__stderr__ or 2)
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def warm_up() -> None:
+    """Load in a new child what its first run would wait for: the compiled kernel, Arrow, the indicator library."""
+    bars = sample_data("SP500")[:50]
+    done = run_batch(sma_cross, bars, [{"fast": 2, "slow": 5}], Execution(), run_timeout_s=60.0)
+    outcomes.decode(outcomes.encode(Outcome(0, done.metrics, done.errors)))

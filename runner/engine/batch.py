@@ -106,7 +106,7 @@ def run_batch(
 
 
 def simulator(bars: Bars, execution: Execution) -> Callable[..., int]:
-    """The kernel with everything bound that stays the same between runs: call it with (target, metrics[, equity, trades])."""
+    """The kernel with all bound that stays the same between runs: call it with (target, metrics[, equity, trades])."""
     from runner.engine.kernel import TRADE_COLUMNS, simulate
 
     periods_per_year = float(execution.periods_per_year or bars.periods_per_year)
@@ -197,8 +197,8 @@ def _finite(target: npt.NDArray[Any], result: Any) -> FloatArray:
     first = int(wrong[0])
     if np.isfinite(values[first]):
         raise StrategyError(
-            f"the strategy returned {values[first]:g} at bar {first}: expected a fraction of equity between -{MAX_TARGET:g} and "
-            f"{MAX_TARGET:g} (1 is fully invested); return a position rather than a price or a number of shares."
+            f"the strategy returned {values[first]:g} at bar {first}: expected a fraction of equity between "
+            f"-{MAX_TARGET:g} and {MAX_TARGET:g} (1 is fully invested); return a position rather than a price or a number of shares."
         )
     raise StrategyError(
         f"the strategy returned {values[first]} at bar {first}: expected finite "

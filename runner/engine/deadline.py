@@ -20,8 +20,8 @@ REFIRE_S = 0.05
 def deadline(limit_s: float | None) -> NoDeadline:
     """A context for many calls, each of which may last ``limit_s`` seconds; None sets no limit.
 
-    In the main thread of a POSIX process a timer signal interrupts, even a sleeping call; elsewhere a watchdog thread raises in
-    the calling thread, which notices at its next Python instruction.
+    In the main thread of a POSIX process a timer signal interrupts, even a sleeping call; elsewhere a watchdog thread
+    raises in the calling thread, which notices at its next Python instruction.
     """
     if limit_s is None:
         return NoDeadline()
@@ -98,7 +98,7 @@ class _SignalDeadline(_Deadline):
         if remaining:  # someone else's timer: it rings when it would have, at once if that is past
             signal.setitimer(signal.ITIMER_REAL, max(remaining - (monotonic() - self._entered), 1e-6), interval)
 
-    def _ring(self, signum: int, frame: FrameType | None) -> None:
+    def _ring(self, _signum: int, frame: FrameType | None) -> None:
         wait_s = self._wait_s()
         signal.setitimer(signal.ITIMER_REAL, wait_s or REFIRE_S)
         ours = frame is not None and frame.f_globals is globals()

@@ -4,17 +4,18 @@ The accounting, exactly (docs and the plain twin in the tests say the same):
 
 * The state is ``cash`` and ``units`` (negative when short). At a quoted price p the equity is ``cash + units * p``.
 * An order is sent when the target differs from the last decided one (0 before the first bar); nothing is rebalanced
-  in between. It is filled at the next bar's open, or at the same bar's close. A change that has no next bar is not filled.
+  in between. It is filled at the next bar's open, or at the same bar's close. A change that has no next bar is not
+  filled.
 * It aims at ``target * equity / p`` units, none when equity is not positive. A buy pays ``p * (1 + slippage)``, a sale
   gets ``p * (1 - slippage)``; the fee, ``fees * |units| * that price``, comes out of cash. A buy is cut so that cash
   stays at or above ``min(0, (1 - target) * equity)``; covering a short in full is always allowed.
 * An order through zero is two fills at one price: one closes the old trade, one opens the new.
 * Stops are looked at inside each bar during which a position is held, after an order at the open and before one at
   the close. See `_check_stops`. A stopped account stays flat until the target changes again.
-* Equity at or below zero at a close is ruin: the position is closed there and the account trades no more.
+* Equity at or below zero at a close is ruin: the position is closed there, and no order can follow.
 
-Every operation is a plain IEEE double operation in the order written: no fastmath, so that the numbers are the same to the last
-bit on every machine and in every worker. All helpers live in this file because numba's disk cache watches this file alone.
+Every operation is a plain IEEE double operation in the order written: no fastmath, so that the numbers are the same
+to the last bit in every worker. All helpers live in this file because numba's disk cache watches this file alone.
 """
 
 from __future__ import annotations
@@ -49,22 +50,16 @@ _SIGNAL, _STOP_LOSS, _TAKE_PROFIT, _TRAILING_STOP, _RUIN, _OPEN = range(6)
 # share of the initial cash) than this is no dispersion, and a ratio to it would be noise.
 _NO_DISPERSION = 1e-14
 
-# What changes only when something is traded, kept out of the per-bar loop's registers.
-_BOOK = np.dtype(
-    [
-        (name, np.float64)
-        for name in (
-            # constants of the run
-            "initial fee_rate slippage stop_loss take_profit trailing_stop has_stops "
-            # the account
-            "cash units fees turnover decided ruined "
-            # the open trade; extreme is the best price of the earlier bars held, stop and take the levels now in force
-            "side entry_bar entry_units entry_value exit_units exit_value trade_fees extreme stop take stop_reason "
-            # the closed trades; deviations are taken from the first PnL, which keeps the variance exact
-            "trades wins gains losses first_pnl deviations squares low_pnl high_pnl returns best worst"
-        ).split()
-    ]
-)
+# What changes only when something is traded, kept out of the per-bar loop's registers. By line: the constants of the
+# run; the account; the open trade (extreme: best price of the earlier bars held; stop, take: the levels in force); the
+# closed trades (deviations are taken from the first PnL, which keeps the variance exact).
+_BOOK_FIELDS = """
+    initial fee_rate slippage stop_loss take_profit trailing_stop has_stops
+    cash units fees turnover decided
+    side entry_bar entry_units entry_value exit_units exit_value trade_fees extreme stop take stop_reason
+    trades wins gains losses first_pnl deviations squares low_pnl high_pnl returns best worst
+"""
+_BOOK = np.dtype([(name, np.float64) for name in _BOOK_FIELDS.split()])
 
 _jit = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -83,8 +78,8 @@ def simulate(
     trailing_stop: float,
     risk_free: float,
     periods_per_year: float,
-    at_open: bool,
-    target: Floats,
+    at_open: bool,  # noqa: FBT001 - numba passes arguments by position
+    target: Any,
     metrics: Floats,
     equity: Floats,
     trades: Floats,
@@ -92,16 +87,24 @@ def simulate(
     """Run one backtest, write its metrics and return the number of rows written to ``trades``.
 
     Args:
-        open_, high, low, close: float64[n], prices.
-        cash, fees, slippage: as in `runner.Execution`.
-        stop_loss, take_profit, trailing_stop: fractions; 0 where not set.
+        open_: float64[n], prices; so are high, low and close.
+        high: of each bar.
+        low: of each bar.
+        close: of each bar.
+        cash: at the start.
+        fees: fraction of the value traded.
+        slippage: fraction of the quoted price.
+        stop_loss: fraction; 0 where not set, as for the next two.
+        take_profit: fraction.
+        trailing_stop: fraction.
         risk_free: the rate per bar.
         periods_per_year: bars in a year.
         at_open: fill at the next open rather than at the same close.
         target: bool[n] or float64[n], finite; the position decided at each bar's close, as a fraction of equity.
         metrics: float64[len(METRICS)], written in that order.
         equity: float64[n], written at each close; or float64[0], not written.
-        trades: float64[m, len(TRADE_COLUMNS)], m above the number of changes of the target; or float64[0, ...], not written.
+        trades: float64[m, len(TRADE_COLUMNS)], m above the number of changes of the target; or float64[0, ...],
+            not written.
     """
     n = len(close)
     ledger = np.zeros(1, _BOOK)
@@ -118,14 +121,13 @@ def simulate(
     lowest, highest = math.inf, -math.inf
 
     for bar in range(n):
-        if (bar >= lag and target[bar - lag] != decided) or (has_stops and units != 0.0):
-            _trade(book, open_, high, low, close, target, bar, at_open, trades)
+        changed = bar >= lag and target[bar - lag] != decided
+        if changed or (has_stops and units != 0.0) or cash + units * close[bar] <= 0.0:
+            wanted = 1.0 * target[bar - lag] if changed else decided
+            _trade(book, open_[bar], high[bar], low[bar], close[bar], wanted, bar, at_open, trades)
             cash, units, decided = book.cash, book.units, book.decided
 
         value = cash + units * close[bar]
-        if value <= 0.0:
-            _ruin(book, close[bar], value, bar, trades)
-            value, cash, units = book.cash, book.cash, 0.0
         if len(equity) > 0:
             equity[bar] = value
 
@@ -135,26 +137,19 @@ def simulate(
         deviation = change - first
         deviations += deviation
         squares += deviation * deviation
-        shortfall = change - risk_free
-        shortfall = shortfall if shortfall < 0.0 else 0.0
+        shortfall = min(change - risk_free, 0.0)
         shortfalls += shortfall * shortfall
-        lowest = change if change < lowest else lowest
-        highest = change if change > highest else highest
+        lowest = min(lowest, change)
+        highest = max(highest, change)
 
         held += units != 0.0
-        peak = value if value > peak else peak
+        peak = max(peak, value)
         below = below + 1 if value < peak else 0
-        longest = below if below > longest else longest
-        share = value / peak
-        depth = share if share < depth else depth
+        longest = max(longest, below)
+        depth = min(depth, value / peak)
 
     _measure_returns(metrics, first, deviations, squares, shortfalls, highest - lowest, risk_free, periods_per_year, n)
-    growth = value / book.initial
-    cagr = math.pow(growth, periods_per_year / n) - 1.0 if growth > 0.0 else -1.0
-    metrics[0] = growth - 1.0
-    metrics[1] = cagr
-    metrics[5] = cagr / abs(depth - 1.0) if depth < 1.0 else math.nan
-    metrics[6] = depth - 1.0
+    _measure_growth(metrics, value / book.initial, depth, periods_per_year, n)
     metrics[7] = longest
     metrics[8] = held / n
     metrics[9] = book.turnover * periods_per_year / n
@@ -164,6 +159,16 @@ def simulate(
     if len(trades) > 0 and book.units != 0.0:
         _mark_open_trade(book, close[n - 1], n - 1, trades)
     return int(ledger[0].trades)
+
+
+@_jit
+def _measure_growth(metrics: Floats, growth: float, depth: float, periods_per_year: float, n: int) -> None:
+    """Total return, CAGR, Calmar and maximum drawdown."""
+    cagr = math.pow(growth, periods_per_year / n) - 1.0 if growth > 0.0 else -1.0
+    metrics[0] = growth - 1.0
+    metrics[1] = cagr
+    metrics[5] = cagr / abs(depth - 1.0) if depth < 1.0 else math.nan
+    metrics[6] = depth - 1.0
 
 
 @_jit
@@ -233,32 +238,25 @@ def _open_book(
 @_jit
 def _trade(
     book: Any,
-    open_: Floats,
-    high: Floats,
-    low: Floats,
-    close: Floats,
-    target: Floats,
+    open_: float,
+    high: float,
+    low: float,
+    close: float,
+    target: float,
     bar: int,
-    at_open: bool,
+    at_open: bool,  # noqa: FBT001 - numba passes arguments by position
     trades: Floats,
 ) -> None:
     """All that trades at one bar, in the order of the day: the open, inside the bar, the close."""
-    if book.ruined != 0.0:
-        return
-    if at_open and bar > 0 and target[bar - 1] != book.decided:
-        _order(book, 1.0 * target[bar - 1], open_[bar], bar, trades)
+    if at_open and target != book.decided:
+        _order(book, target, open_, bar, trades)
     if book.has_stops != 0.0 and book.units != 0.0:
-        _check_stops(book, open_[bar], high[bar], low[bar], bar, trades)
-    if not at_open and target[bar] != book.decided:
-        _order(book, 1.0 * target[bar], close[bar], bar, trades)
-
-
-@_jit
-def _ruin(book: Any, price: float, equity: float, bar: int, trades: Floats) -> None:
-    """Close what is held for good."""
-    if book.units != 0.0:
-        _leave(book, -book.units, price, equity, bar, _RUIN, trades)
-    book.ruined = 1.0
+        _check_stops(book, open_, high, low, bar, trades)
+    if not at_open and target != book.decided:
+        _order(book, target, close, bar, trades)
+    equity = book.cash + book.units * close
+    if equity <= 0.0 and book.units != 0.0:
+        _leave(book, -book.units, close, equity, bar, _RUIN, trades)
 
 
 @_jit
@@ -288,7 +286,8 @@ def _affordable(book: Any, target: float, price: float, equity: float) -> float:
     """Most units that a buy may add."""
     least_cash = min(0.0, (1.0 - target) * equity)
     cost = price * (1.0 + book.slippage) * (1.0 + book.fee_rate)
-    return max((book.cash - least_cash) / cost, max(-book.units, 0.0))
+    affordable: float = max((book.cash - least_cash) / cost, -book.units, 0.0)
+    return affordable
 
 
 @_jit
@@ -322,7 +321,7 @@ def _leave(book: Any, delta: float, price: float, equity: float, bar: int, reaso
 def _pay(book: Any, delta: float, price: float, equity: float) -> float:
     """Exchange cash for units at a quoted price; return the absolute value traded."""
     paid = price * (1.0 + book.slippage) if delta > 0.0 else price * (1.0 - book.slippage)
-    value = delta * paid
+    value: float = delta * paid
     fee = book.fee_rate * abs(value)
     book.cash = book.cash - value - fee
     book.units += delta

@@ -1,21 +1,22 @@
-"""The metrics of a backtest: their names, formulas, units and edge cases. The kernel computes them; this module is light.
+"""The metrics of a backtest: names, formulas, units and edge cases. The kernel computes them; this module is light.
 
-In the formulas n is the number of bars, A the bars in a year, r_i the return of bar i (equity at its close over equity at the
-previous close, minus one; the first bar is measured against the initial cash, so there are n returns), m the mean of r, and
-rf the risk-free rate per bar, ``(1 + risk_free)^(1/A) - 1``. Fractions are fractions: 0.1 is ten percent.
-Trades are closed trades, from flat to flat or to a reversal; a position still open at the end counts in equity, fees, turnover
-and exposure, not among the trades. PnL is in account currency, net of all fees; a trade's return is its PnL over the
-value of its entries.
+In the formulas n is the number of bars, A the bars in a year, r_i the return of bar i (equity at its close over equity
+at the previous close, minus one; the first bar is measured against the initial cash, so there are n returns), m the
+mean of r, and rf the risk-free rate per bar, ``(1 + risk_free)^(1/A) - 1``. Fractions are fractions: 0.1 is 10 %.
+Trades are closed trades, from flat to flat or to a reversal; a position still open at the end counts in equity, fees,
+turnover and exposure, not among the trades. PnL is in account currency, net of all fees; a trade's return is its PnL
+over the value of its entries.
 
-================== ========================================================================================================
+================== ==========================================================================================
 total_return       ``final_equity / cash - 1``.
 cagr               ``(final_equity / cash)^(A/n) - 1``, a year; -1 when nothing is left.
 volatility         ``std(r, ddof=1) * sqrt(A)``, a year; NaN for a single bar.
 sharpe             ``(m - rf) / std(r, ddof=1) * sqrt(A)``, as empyrical; NaN for a single bar and without dispersion.
-sortino            ``(m - rf) / sqrt(mean(min(r - rf, 0)^2)) * sqrt(A)``, as empyrical; NaN for a single bar and where no
-                   return lies below rf.
+sortino            ``(m - rf) / sqrt(mean(min(r - rf, 0)^2)) * sqrt(A)``, as empyrical; NaN for a single bar and
+                   where no return lies below rf.
 calmar             ``cagr / |max_drawdown|``; NaN without a drawdown.
-max_drawdown       Lowest ``equity / running peak - 1``, at closes, the initial cash being the first peak; 0 or negative.
+max_drawdown       Lowest ``equity / running peak - 1``, at closes, the initial cash being the first peak; 0 or
+                   negative.
 max_drawdown_bars  Longest run of closes below the running peak, in bars, an unfinished one included.
 exposure           Share of bars at whose close a position is held.
 turnover           Sum over fills of ``value traded / equity before``, times ``A/n``: a year, both sides.
@@ -28,7 +29,7 @@ best_trade         Highest return of a trade; NaN without trades.
 worst_trade        Lowest return of a trade; NaN without trades.
 fees               Fees paid, in account currency.
 final_equity       Equity at the last close, in account currency.
-================== ========================================================================================================
+================== ==========================================================================================
 
 No dispersion means that all values lie within the rounding error of one (1e-14), the range being tested rather than the
 deviation: the latter leaves a residue that would turn a ratio into noise.

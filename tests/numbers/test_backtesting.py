@@ -24,7 +24,7 @@ def backtesting_stats(run: Backtest, units: pd.Series) -> Any:
     """Their result when an order for ``units[i]`` replaces the position at bar i, where it is not NaN."""
     wanted = units.to_numpy()
 
-    class Follow(backtesting.Strategy):
+    class Follow(backtesting.Strategy):  # type: ignore[misc]  # it publishes no types
         def init(self) -> None:
             return
 

@@ -21,7 +21,7 @@ def bars_of(close: FloatArray) -> Bars:
 
 def holding(close: FloatArray, **options: float) -> Backtest:
     """Everything invested from the first close on, so that the returns are those of the prices."""
-    execution = Execution(fill="close", periods_per_year=252.0, **options)  # type: ignore[arg-type]  # all are floats
+    execution = Execution(fill="close", periods_per_year=252.0, **options)
     return Backtest(bars_of(close), {}, execution, np.ones(len(close)))
 
 

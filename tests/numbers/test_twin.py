@@ -106,9 +106,9 @@ def test_kernel_equals_its_twin_on_a_seeded_sweep_that_reaches_every_way_out() -
             fees=rng.choice([0.0, 0.001, 0.02]).item(),
             slippage=rng.choice([0.0, 0.03]).item(),
             fill="open" if rng.random() < 0.5 else "close",
-            stop_loss=rng.choice([None, 0.02, 0.1]),
-            take_profit=rng.choice([None, 0.02, 0.3]),
-            trailing_stop=rng.choice([None, 0.01, 0.15]),
+            stop_loss=(None, 0.02, 0.1)[rng.integers(3)],
+            take_profit=(None, 0.02, 0.3)[rng.integers(3)],
+            trailing_stop=(None, 0.01, 0.15)[rng.integers(3)],
         )
         reasons |= {trade.reason for trade in assert_equal_to_the_last_bit(bars, target, execution).closed}
     assert reasons == set(EXIT_REASONS) - {"open"}

@@ -60,10 +60,9 @@ class Twin:
                 if rules["fill"] == "close" and target[i] != decided:
                     decided = target[i]
                     self.order(decided, close, i)
-            if not ruined and self.cash + self.units * close <= 0:
-                ruined = True
-                if self.trade is not None:
-                    self.exchange(-self.units, close, i, "ruin")
+            ruined = ruined or self.cash + self.units * close <= 0
+            if ruined and self.units != 0:
+                self.exchange(-self.units, close, i, "ruin")
             self.equity.append(self.cash + self.units * close)
             self.held.append(self.units != 0)
 
@@ -89,10 +88,8 @@ class Twin:
     def exchange(self, delta: float, price: float, bar: int, reason: str, equity: float | None = None) -> None:
         if equity is None:
             equity = self.cash + self.units * price
-        if delta > 0:
-            paid = price * (1 + self.rules["slippage"])
-        else:
-            paid = price * (1 - self.rules["slippage"])
+        worse = 1 + self.rules["slippage"] if delta > 0 else 1 - self.rules["slippage"]
+        paid = price * worse
         fee = self.rules["fees"] * abs(delta * paid)
         if self.trade is None:
             self.trade = Trade(long=delta > 0, entry_bar=bar)

@@ -22,7 +22,10 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"close": [10.0, np.nan, np.nan]}, r"'close' is not a finite number at 1970-01-02 \(nan, the first of 2 .*dropna"),
+        (
+            {"close": [10.0, np.nan, np.nan]},
+            r"'close' is not a finite number at 1970-01-02 \(nan, the first of 2 .*dropna",
+        ),
         ({"high": [11.0, np.inf, 13.0]}, r"'high' is not a finite number at 1970-01-02 \(inf\).*drop"),
         ({"open": [10.0, 11.0, 0.0]}, r"'open' is not above 0 at 1970-01-03 \(0.0\): drop"),
         ({"low": [-9.0, 10.0, 11.0]}, r"'low' is not above 0 at 1970-01-01 \(-9.0\)"),

@@ -19,7 +19,9 @@ from runner.errors import BarsError
         ("IBM", 3270, ("2000-03-01", 100.25), ("2013-03-01", 202.91)),
     ],
 )
-def test_sample_data_is_what_its_readme_says(name: str, bars: int, first: tuple[str, float], last: tuple[str, float]) -> None:
+def test_sample_data_is_what_its_readme_says(
+    name: str, bars: int, first: tuple[str, float], last: tuple[str, float]
+) -> None:
     data = runner.sample_data(name)
     dates = np.datetime_as_string(data.time.view("datetime64[ns]"), unit="D")
     assert (len(data), data.symbol, list(data.extra)) == (bars, name, ["adj_close"])

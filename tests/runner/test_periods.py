@@ -18,7 +18,11 @@ def business_days(zone: str) -> pd.DatetimeIndex:
 
 
 def sessions(minutes: int, zone: str, opens: str, bars: int) -> pd.DatetimeIndex:
-    hours = [day + pd.Timedelta(opens) + pd.Timedelta(minutes=minutes * i) for day in business_days(zone) for i in range(bars)]
+    hours = [
+        day + pd.Timedelta(opens) + pd.Timedelta(minutes=minutes * i)
+        for day in business_days(zone)
+        for i in range(bars)
+    ]
     return pd.DatetimeIndex(hours)
 
 

@@ -19,7 +19,11 @@ def test_secrets_show_as_stars(settings_of: Callable[..., Settings]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("url", "amqp://host", "RUNNER_URL.*redis://"), ("cache_url", "host:6379", "RUNNER_CACHE_URL"), ("secret", "short", "RUNNER_SECRET.*16")],
+    [
+        ("url", "amqp://host", "RUNNER_URL.*redis://"),
+        ("cache_url", "host:6379", "RUNNER_CACHE_URL"),
+        ("secret", "short", "RUNNER_SECRET.*16"),
+    ],
 )
 def test_a_bad_variable_is_named_with_what_was_expected(
     settings_of: Callable[..., Settings], name: str, value: str, words: str

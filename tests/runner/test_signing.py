@@ -47,7 +47,12 @@ def test_a_message_with_any_field_altered_or_missing_is_refused(field: str) -> N
         unseal({key: value for key, value in sealed().items() if key != field})
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
 def test_anything_else_is_refused_and_never_crashes(envelope: Any) -> None:
     with pytest.raises(SignatureError):
         unseal(envelope)

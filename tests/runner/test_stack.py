@@ -22,22 +22,12 @@ from runner import monitor, settings, signing, stack, store, supervisor, valkey
 from runner.errors import SettingsError, StackError
 from runner.process import ProcessId
 from runner.stack import LocalStack, StackInfo
+from tests.processes import family, wait_gone
 from tests.support import SECRET, wait_until
 
 StartServer = Callable[[], AbstractContextManager[str]]
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
-
-
-def family(info: StackInfo) -> list[psutil.Process]:
-    """The supervisor and everything below it."""
-    top = psutil.Process(info.supervisor.pid)
-    return [top, *top.children(recursive=True)]
-
-
-def all_gone(processes: list[psutil.Process]) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=15)
-    return not alive
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +39,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def local(home: Path) -> Iterator[LocalStack]:
     with LocalStack(workers=1, home=home) as started:
-        everything = family(started.info)
+        everything = family(started.info.supervisor.pid)
         yield started
-    assert all_gone(everything)
+    wait_gone(everything)
 
 
 @pytest.fixture
@@ -104,7 +94,7 @@ def test_no_command_line_shows_a_secret(local: LocalStack) -> None:
     info = local.info
     password = urlsplit(info.url).password
     assert password
-    lines = [" ".join(process.cmdline()) for process in family(info)]
+    lines = [" ".join(process.cmdline()) for process in family(info.supervisor.pid)]
     assert len(lines) >= 4
     assert not [line for line in lines for word in (password, info.secret, info.flower_password) if word in line]
 
@@ -199,10 +189,10 @@ def test_a_server_that_dies_comes_back_with_its_data(local: LocalStack) -> None:
 @linux
 def test_a_killed_supervisor_leaves_nothing_that_hinders_the_next(tmp_path: Path) -> None:
     local = LocalStack(workers=1, flower=False, home=tmp_path)
-    everything = family(local.info)
+    everything = family(local.info.supervisor.pid)
     assert len(everything) >= 4
     os.kill(local.info.supervisor.pid, signal.SIGKILL)
-    assert all_gone(everything)
+    wait_gone(everything)
     assert stack.running(tmp_path) is None
     local.stop()
     with LocalStack(workers=1, flower=False, home=tmp_path) as again:
@@ -240,9 +230,9 @@ time.sleep(600)
         assert notebook.stdout.readline() == b"up\n"
         info = stack.running(tmp_path)
         assert info is not None
-        everything = family(info)
+        everything = family(info.supervisor.pid)
         notebook.send_signal(end)
-        assert all_gone(everything)
+        wait_gone(everything)
     assert not (tmp_path / "stack.json").exists()
 
 
@@ -261,9 +251,9 @@ time.sleep(600)
         fork = psutil.Process(int(notebook.stdout.readline()))
         info = stack.running(tmp_path)
         assert info is not None
-        everything = family(info)
+        everything = family(info.supervisor.pid)
         notebook.kill()
-        assert all_gone(everything)
+        wait_gone(everything)
         assert fork.is_running()
         fork.kill()
 

@@ -27,7 +27,14 @@ def submit(ledger: Ledger, batch: str, *, total: int, limit_s: float = 60.0) -> 
 
 
 def commit(ledger: Ledger, batch: str, start: int, stop: int, **changes: object) -> int | None:
-    options = {"done_stop": stop, "failed": 0, "seconds": 0.001 * (stop - start), "worker": "w1@here", "slots": 2, "blob": b"x"}
+    options = {
+        "done_stop": stop,
+        "failed": 0,
+        "seconds": 0.001 * (stop - start),
+        "worker": "w1@here",
+        "slots": 2,
+        "blob": b"x",
+    }
     return ledger.commit(batch, start, stop, **{**options, **changes})  # type: ignore[arg-type]  # options of many types
 
 
@@ -130,7 +137,9 @@ def test_a_dead_workers_chunk_is_published_again(ledger: Ledger, batch: str) -> 
     assert ledger.begin(batch, 0, ME).what == "run"
 
 
-def test_a_chunk_that_its_living_child_let_go_is_published_again(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_that_its_living_child_let_go_is_published_again(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     submit(ledger, "b", total=100, limit_s=0.0)
     ledger.beat("w1@here", {})
     ledger.top_up("b", slots=1)
@@ -144,7 +153,9 @@ def test_a_chunk_that_its_living_child_let_go_is_published_again(ledger: Ledger,
     assert now
 
 
-def test_a_chunk_without_a_message_is_published_again(ledger: Ledger, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_without_a_message_is_published_again(
+    ledger: Ledger, batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store, "VANISHED_AFTER_S", -1.0)
     assert ledger.top_up(batch, slots=1) == [0, 16]
     ledger.server.lpush("backtest:3", json.dumps({"headers": {"id": f"{batch}:16"}}))
@@ -214,7 +225,9 @@ def test_a_batch_goes_when_its_retention_ends(ledger: Ledger, batch: str, monkey
     assert ledger.batches() == [batch]
 
 
-def test_workers_are_alive_as_long_as_their_heart_beats(ledger: Ledger, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_alive_as_long_as_their_heart_beats(
+    ledger: Ledger, batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert {worker["name"] for worker in ledger.workers()} == {"w1@here", "w2@there"}
     assert ledger.slots("backtest") == 4
     assert ledger.slots("fetch") == 0
@@ -229,7 +242,9 @@ def test_a_server_that_evicts_jobs_is_refused(ledger: Ledger, url: str, request:
         ledger.check(url, SECRET)
 
 
-def test_a_server_without_append_only_file_is_warned_of(ledger: Ledger, url: str, request: pytest.FixtureRequest) -> None:
+def test_a_server_without_append_only_file_is_warned_of(
+    ledger: Ledger, url: str, request: pytest.FixtureRequest
+) -> None:
     assert ledger.check(url, SECRET) == []
     ledger.server.config_set("appendonly", "no")
     request.addfinalizer(lambda: ledger.server.config_set("appendonly", "yes"))

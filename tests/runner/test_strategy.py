@@ -48,7 +48,9 @@ def test_everything_else_travels_by_value_with_what_it_uses() -> None:
     assert payload is not None
     assert ref.digest == hashlib.sha256(payload).hexdigest()
     script = "import sys, cloudpickle; f = cloudpickle.loads(sys.stdin.buffer.read()); print(f(10, 3, slow=4))"
-    done = subprocess.run([sys.executable, "-c", script], input=payload, capture_output=True, cwd="/", timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=payload, capture_output=True, cwd="/", timeout=60, check=True
+    )
     assert done.stdout.split() == [b"140"]
 
 
@@ -65,7 +67,9 @@ def test_code_changed_on_its_way_is_refused() -> None:
 
 def test_another_python_is_named_on_both_sides() -> None:
     ref, payload = ship(here)
-    with pytest.raises(VersionMismatch, match=rf"Python 3\.9.*Python {sys.version_info.major}\.{sys.version_info.minor}"):
+    with pytest.raises(
+        VersionMismatch, match=rf"Python 3\.9.*Python {sys.version_info.major}\.{sys.version_info.minor}"
+    ):
         resolve(StrategyRef(ref.name, None, ref.digest, "3.9"), payload)
 
 
@@ -85,7 +89,11 @@ def test_an_edited_function_is_never_the_old_one() -> None:
 
 @pytest.mark.parametrize(
     ("names", "words"),
-    [(["fsat", "slow"], "did you mean 'fast'"), (["fast"], "needs a value for 'slow'"), (["fast", "slow", "x"], "no parameter 'x'")],
+    [
+        (["fsat", "slow"], "did you mean 'fast'"),
+        (["fast"], "needs a value for 'slow'"),
+        (["fast", "slow", "x"], "no parameter 'x'"),
+    ],
 )
 def test_wrong_parameters_are_known_before_anything_runs(names: list[str], words: str) -> None:
     with pytest.raises(StrategyError, match=words):
@@ -109,7 +117,10 @@ def test_a_path_is_loaded_from_the_current_folder(tmp_path: Path, monkeypatch: p
         load("my_strategy_of_the_test:corss")
 
 
-@pytest.mark.parametrize(("path", "words"), [("nowhere", "MODULE:FUNCTION"), ("nowhere:f", "no module 'nowhere'"), ("math:pi", "a float, not")])
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("nowhere", "MODULE:FUNCTION"), ("nowhere:f", "no module 'nowhere'"), ("math:pi", "a float, not")],
+)
 def test_a_path_that_leads_nowhere_is_named(path: str, words: str) -> None:
     with pytest.raises(StrategyError, match=words):
         load(path)

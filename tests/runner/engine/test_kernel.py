@@ -64,20 +64,21 @@ def test_ruin_closes_the_position_and_ends_trading() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "open_", "low", "high", "price", "reason"),
+    ("options", "bar", "price", "reason"),
     [
-        ({"stop_loss": 0.1}, 10, 8, 10, 9, "stop_loss"),
-        ({"stop_loss": 0.1}, 7, 6, 10, 7, "stop_loss"),
-        ({"take_profit": 0.1}, 10, 10, 12, 11, "take_profit"),
-        ({"take_profit": 0.1}, 12, 10, 13, 12, "take_profit"),
-        ({"trailing_stop": 0.2}, 10, 7, 10, 8, "trailing_stop"),
-        ({"stop_loss": 0.1, "take_profit": 0.1}, 10, 8, 12, 9, "stop_loss"),
-        ({"stop_loss": 0.1, "take_profit": 0.1}, 12, 8, 12, 12, "take_profit"),
+        ({"stop_loss": 0.1}, (10, 8, 10), 9, "stop_loss"),
+        ({"stop_loss": 0.1}, (7, 6, 10), 7, "stop_loss"),
+        ({"take_profit": 0.1}, (10, 10, 12), 11, "take_profit"),
+        ({"take_profit": 0.1}, (12, 10, 13), 12, "take_profit"),
+        ({"trailing_stop": 0.2}, (10, 7, 10), 8, "trailing_stop"),
+        ({"stop_loss": 0.1, "take_profit": 0.1}, (10, 8, 12), 9, "stop_loss"),
+        ({"stop_loss": 0.1, "take_profit": 0.1}, (12, 8, 12), 12, "take_profit"),
     ],
 )
 def test_stops_fill_at_their_level_or_at_an_open_beyond_it(
-    options: dict[str, float], open_: float, low: float, high: float, price: float, reason: str
+    options: dict[str, float], bar: tuple[float, float, float], price: float, reason: str
 ) -> None:
+    open_, low, high = bar
     bars = bars_of([10, 10, 10], open=[10, open_, 10], low=[10, low, 10], high=[10, high, 10])
     trades = run(bars, [1, 1, 1], fill="close", **options).trades
     assert trades["exit_price"].tolist() == pytest.approx([price])
@@ -121,7 +122,8 @@ def test_future_bars_never_change_past_equity(cut: int, seed: int, fill: str, *,
     bars = sample_data("IBM")[:1_000]
     factor = np.where(np.arange(1_000) < cut, 1.0, rng.uniform(0.5, 2.0))
     names = ("open", "high", "low", "close")
-    other = Bars(time=bars.time, **{name: bars[name] * factor for name in names})
+    columns: dict[str, Any] = {name: bars[name] * factor for name in names}
+    other = Bars(time=bars.time, **columns)
     options: dict[str, Any] = {"stop_loss": 0.03, "take_profit": 0.05, "trailing_stop": 0.04} if stops else {}
     execution = Execution(fees=0.001, fill=fill, **options)  # type: ignore[arg-type]  # drawn from both fills
 

@@ -27,7 +27,7 @@ def test_names_and_aliases_are_found_whatever_their_case(given: str, expected: s
 
 
 def test_an_unknown_metric_is_offered_the_nearest() -> None:
-    with pytest.raises(InputError, match="'sharp'.*did you mean 'sharpe'"):
+    with pytest.raises(InputError, match=r"'sharp'.*did you mean 'sharpe'"):
         metric_name("sharp")
     with pytest.raises(InputError, match="the metrics are total_return, cagr"):
         metric_name("zzz")

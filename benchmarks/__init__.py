@@ -1,0 +1,1 @@
+"""Measured ratios; run with `make bench`."""
