@@ -67,7 +67,7 @@ def axes(texts: Sequence[str]) -> dict[str, Sequence[Scalar]]:
 
 
 def condition(text: str, names: Sequence[str]) -> Condition:
-    """``fast < slow`` as the ``where=`` of a grid. Comparisons, arithmetic, and, or, not; nothing is evaluated as Python.
+    """``fast < slow`` as the ``where=`` of a grid. Comparisons, arithmetic, and, or, not; never run as Python.
 
     Raises:
         SpaceError: another kind of expression, or a name that is no axis.

@@ -129,7 +129,7 @@ def flower(
     address: Annotated[str, typer.Option(help="0.0.0.0 only in a container.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where to listen.")] = 5555,
 ) -> None:
-    """Run Flower for the deployment at RUNNER_URL. Login: FLOWER_BASIC_AUTH, or runner and what `runner status` shows."""
+    """Run Flower for the deployment at RUNNER_URL. Login: FLOWER_BASIC_AUTH (USER:PASSWORD), else made of the secret."""
     from runner import monitor, settings, stack
 
     url, secret = stack.deployment()
@@ -164,7 +164,7 @@ def check(
 def sweep(
     *,
     strategy: Annotated[
-        str, typer.Argument(metavar="STRATEGY", help="MODULE:FUNCTION, or the name of a strategy of this package.")
+        str, typer.Argument(metavar="STRATEGY", help="MODULE:FUNCTION, or one of ours: sma_cross, ...")
     ],
     data: Annotated[str, typer.Option(help="Prices: a .parquet or .csv file, or a sample (SP500, AAPL, GOOG, IBM).")],
     grid: Annotated[list[str], typer.Option(help="One axis: fast=5:60, slow=20:240:2 or k=1.5,2. Repeat it.")],

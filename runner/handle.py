@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from runner.app import PRIORITIES
 from runner.engine.metrics import METRICS
 from runner.errors import InputError, SweepTimeout
 from runner.outcomes import decode
+from runner.progressbar import ProgressBar
 from runner.results import Results
 from runner.spec import Sweep
 from runner.store import Ledger, Progress
@@ -69,16 +70,16 @@ class SweepHandle:
             SweepNotFound: it is gone from the server.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        with _Bar(self.id, len(self._sweep), shown=progress) as bar:
+        with ProgressBar(self.id, len(self._sweep), shown=progress) as bar:
             try:
                 while not self._absorb(min(BEAT_S, max(0.0, deadline - time.monotonic()))):
-                    bar.show(self._seen)
+                    bar.show(self._seen.done, _note(self._seen))
                     if time.monotonic() >= deadline:
                         raise SweepTimeout(
                             f"{self.id}: {self._seen.done:,} of {self._seen.total:,} runs done after {timeout:g} s; "
                             "it goes on: call result() again to wait longer, or cancel()."
                         )
-                bar.show(self._seen)
+                bar.show(self._seen.done, _note(self._seen))
             except KeyboardInterrupt:
                 bar.say(f"stopped waiting; the sweep goes on. Come back with: runner.attach({self.id!r})")
                 raise
@@ -190,29 +191,11 @@ class _Collected:
         self.errors.update(outcome.errors)
 
 
-class _Bar:
-    """A tqdm bar, driven from the thread that waits (a background thread's breaks in notebooks)."""
-
-    def __init__(self, name: str, total: int, *, shown: bool) -> None:
-        from tqdm.auto import tqdm
-
-        self._bar = tqdm(total=total, desc=name, unit="run", unit_scale=True, disable=not shown, leave=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def show(self, progress: Progress) -> None:
-        if progress.failed or progress.state == "paused":
-            self._bar.set_postfix_str(f"{progress.failed:,} failed" if progress.failed else "paused", refresh=False)
-        self._bar.update(progress.done - self._bar.n)
-
-    def say(self, text: str) -> None:
-        self._bar.write(text)
-
-
 def _line(progress: Progress) -> str:
     failed = f", {progress.failed:,} failed" if progress.failed else ""
     return f"{progress.done:,} of {progress.total:,} runs{failed}, {progress.state}"
+
+
+def _note(progress: Progress) -> str:
+    failed = f"{progress.failed:,} failed" if progress.failed else ""
+    return ", ".join(filter(None, [failed, "paused" if progress.state == "paused" else ""]))

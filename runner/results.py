@@ -304,21 +304,24 @@ class Results:
         for row in self._ranked("sharpe", 1):
             symbol, point = self._run(row)
             sharpe = self._metrics[row, METRICS.index("sharpe")]
-            lines.append(f"best sharpe {plots.show_number('sharpe', sharpe)}: {symbol} {plots.show_point(point)}")
+            lines.append(
+                f"best sharpe {plots.show_number('sharpe', sharpe)}: {symbol} {plots.show_point(point)}".rstrip()
+            )
         return "\n".join(lines + [f"{count:,} failed with {kind}" for kind, count, _ in self._failures()])
 
     def _repr_html_(self) -> str:
         rows = self._ranked("sharpe", SHOWN_ROWS)
         head = [*self._labels, *SHOWN]
         body = [self._cells(row) for row in rows]
+        caption = f"{self._counts()}; {'best by sharpe:' if body else 'no run has a sharpe'}"
         failures = [
             f"<div>{count:,} failed with {html.escape(kind)}, first: <code>{html.escape(text)}</code></div>"
             for kind, count, text in self._failures()
         ]
         return "".join(
             [
-                f"<div><strong>{html.escape(self.name)}</strong> {html.escape(self._counts())}</div>",
-                _table(head, body) if body else "<div>no run has a sharpe</div>",
+                f"<div><strong>{html.escape(self.name)}</strong> {html.escape(caption)}</div>",
+                _table(head, body) if body else "",
                 *failures,
             ]
         )

@@ -198,7 +198,8 @@ def _finite(target: npt.NDArray[Any], result: Any) -> FloatArray:
     if np.isfinite(values[first]):
         raise StrategyError(
             f"the strategy returned {values[first]:g} at bar {first}: expected a fraction of equity between "
-            f"-{MAX_TARGET:g} and {MAX_TARGET:g} (1 is fully invested); return a position rather than a price or a number of shares."
+            f"-{MAX_TARGET:g} and {MAX_TARGET:g} (1 is fully invested); "
+            "return a position rather than a price or a number of shares."
         )
     raise StrategyError(
         f"the strategy returned {values[first]} at bar {first}: expected finite "

@@ -11,7 +11,7 @@ The accounting, exactly (docs and the plain twin in the tests say the same):
   stays at or above ``min(0, (1 - target) * equity)``; covering a short in full is always allowed.
 * An order through zero is two fills at one price: one closes the old trade, one opens the new.
 * Stops are looked at inside each bar during which a position is held, after an order at the open and before one at
-  the close. See `_check_stops`. A stopped account stays flat until the target changes again.
+  the close. See `_reached`. A stopped account stays flat until the target changes again.
 * Equity at or below zero at a close is ruin: the position is closed there, and no order can follow.
 
 Every operation is a plain IEEE double operation in the order written: no fastmath, so that the numbers are the same
@@ -51,12 +51,13 @@ _SIGNAL, _STOP_LOSS, _TAKE_PROFIT, _TRAILING_STOP, _RUIN, _OPEN = range(6)
 _NO_DISPERSION = 1e-14
 
 # What changes only when something is traded, kept out of the per-bar loop's registers. By line: the constants of the
-# run; the account; the open trade (extreme: best price of the earlier bars held; stop, take: the levels in force); the
-# closed trades (deviations are taken from the first PnL, which keeps the variance exact).
+# run; the account; the open trade (extreme: best price of the earlier bars held); its levels, and the exit they led to;
+# the closed trades (deviations are taken from the first PnL, which keeps the variance exact).
 _BOOK_FIELDS = """
     initial fee_rate slippage stop_loss take_profit trailing_stop has_stops
     cash units fees turnover decided
-    side entry_bar entry_units entry_value exit_units exit_value trade_fees extreme stop take stop_reason
+    side entry_bar entry_units entry_value exit_units exit_value trade_fees extreme
+    stop take stop_reason exit_price exit_reason
     trades wins gains losses first_pnl deviations squares low_pnl high_pnl returns best worst
 """
 _BOOK = np.dtype([(name, np.float64) for name in _BOOK_FIELDS.split()])
@@ -122,7 +123,9 @@ def simulate(
 
     for bar in range(n):
         changed = bar >= lag and target[bar - lag] != decided
-        if changed or (has_stops and units != 0.0) or cash + units * close[bar] <= 0.0:
+        watched = has_stops and units != 0.0 and not changed
+        stopped = watched and _reached(book, open_[bar], high[bar], low[bar])
+        if changed or stopped or cash + units * close[bar] <= 0.0:
             wanted = 1.0 * target[bar - lag] if changed else decided
             _trade(book, open_[bar], high[bar], low[bar], close[bar], wanted, bar, at_open, trades)
             cash, units, decided = book.cash, book.units, book.decided
@@ -250,8 +253,9 @@ def _trade(
     """All that trades at one bar, in the order of the day: the open, inside the bar, the close."""
     if at_open and target != book.decided:
         _order(book, target, open_, bar, trades)
-    if book.has_stops != 0.0 and book.units != 0.0:
-        _check_stops(book, open_, high, low, bar, trades)
+    if book.has_stops != 0.0 and book.units != 0.0 and _reached(book, open_, high, low):
+        price = book.exit_price
+        _leave(book, -book.units, price, book.cash + book.units * price, bar, int(book.exit_reason), trades)
     if not at_open and target != book.decided:
         _order(book, target, close, bar, trades)
     equity = book.cash + book.units * close
@@ -351,30 +355,30 @@ def _set_levels(book: Any) -> None:
 
 
 @_jit
-def _check_stops(book: Any, open_: float, high: float, low: float, bar: int, trades: Floats) -> None:
-    """Close the position if this bar reached a level; where it could have reached both, the worse one filled.
+def _reached(book: Any, open_: float, high: float, low: float) -> bool:
+    """Whether this bar reached a level, and the price and reason of the exit; where it could be both, the worse one.
 
     A bar that opens beyond a level fills at its open. Multiplied by the side, a short's prices compare as a long's.
     """
     side = book.side
     worst, best = (low, high) if side > 0.0 else (high, low)
-    reason = book.stop_reason
+    book.exit_reason = book.stop_reason
     if side * open_ <= side * book.stop:
-        price = open_
+        book.exit_price = open_
     elif side * open_ >= side * book.take:
-        price = open_
-        reason = _TAKE_PROFIT
+        book.exit_price = open_
+        book.exit_reason = _TAKE_PROFIT
     elif side * worst <= side * book.stop:
-        price = book.stop
+        book.exit_price = book.stop
     elif side * best >= side * book.take:
-        price = book.take
-        reason = _TAKE_PROFIT
+        book.exit_price = book.take
+        book.exit_reason = _TAKE_PROFIT
     else:
         if book.trailing_stop > 0.0 and side * best > side * book.extreme:
             book.extreme = best  # counts from the next bar on
             _set_levels(book)
-        return
-    _leave(book, -book.units, price, book.cash + book.units * price, bar, reason, trades)
+        return False
+    return True
 
 
 @_jit

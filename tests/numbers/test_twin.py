@@ -79,7 +79,7 @@ EXECUTIONS = st.builds(
 )
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(
     data=st.data(),
     seed=st.integers(0, 2**32 - 1),

@@ -86,6 +86,14 @@ def test_a_failed_run_is_a_row_with_a_short_error() -> None:
     assert np.isnan(frame["sharpe"].iloc[1])
 
 
+def test_a_space_without_parameters_is_indexed_by_symbol_alone() -> None:
+    result = make(grid(), symbols=("A", "B"), rerun=lambda symbol, params: (symbol, params))
+    assert result.frame.index.tolist() == [("A",), ("B",)]
+    assert result.best().name == ("B",)
+    assert repr(result).endswith(": B")
+    assert result.replay("A") == ("A", {})  # type: ignore[comparison-overlap]  # what would have run
+
+
 def test_changing_a_frame_changes_neither_the_result_nor_the_next_frame() -> None:
     result = make()
     frame = result.frame

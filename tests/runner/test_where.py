@@ -37,7 +37,7 @@ CONDITIONS: list[Callable[[Any], Any]] = [
     lambda p: p.a % 2 == 0 if p.flag else p.kind == "y",
     lambda p: bool(p.a),
     lambda p: any(value == "z" for value in p.values()),
-    lambda p: True,  # noqa: ARG005 - no condition at all
+    lambda p: True,
 ]
 
 
@@ -84,7 +84,7 @@ def test_numpy_does_not_hide_a_division_by_zero() -> None:
         (lambda p: p["zzz"] < 3, "no parameter 'zzz'; there are fast"),
         (lambda fast, slow: fast < slow, "TypeError: .*expected a function of one point"),
         (lambda p: p.fast < "a", "where raised TypeError"),
-        (lambda p: None, "returned None at the point {'fast': 1}: expected True or False"),  # noqa: ARG005
+        (lambda p: None, "returned None at the point {'fast': 1}: expected True or False"),
         (lambda p: p.fast % 2, r"returned 1 at .*bool\(...\)"),
         (lambda p: ~(p.fast < 2), "returned -2 at .*'not' rather than ~"),
         ("fast < slow", "where='fast < slow': expected a function"),
