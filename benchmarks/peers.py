@@ -1,8 +1,8 @@
 """Claim (b): per run and with full statistics, at least 100 times vectorbt and 1,000 times backtesting.py.
 
-The same SMA crosses on the same prices with the same costs; ours on two cores, as it comes. vectorbt gets a whole grid as
-one broadcast call, its fastest way, and each statistic as one vectorised call; backtesting.py gets `Backtest.run` for
-each point. Both get smaller grids, and the times are divided by the runs.
+The same SMA crosses on the same prices with the same costs; ours on two cores, as it comes. vectorbt gets a whole grid
+as one broadcast call, its fastest way, and each statistic as one vectorised call; backtesting.py gets `Backtest.run`
+for each point. Both get smaller grids, and the times are divided by the runs.
 """
 
 from __future__ import annotations

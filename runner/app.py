@@ -75,7 +75,7 @@ def make_app(url: str) -> Celery:
 
 
 def publish_chunk(app: Celery, secret: str, batch: str, start: int, priority: str) -> None:
-    """Say to the workers: look at the ledger, this chunk is yours. The task's id names the chunk, the same each time."""
+    """Say to the workers: look at the ledger, this chunk is yours. Its id names the chunk, the same each time."""
     task_id = f"{batch}:{start}"
     envelope = seal(secret, task=RUN_CHUNK, task_id=task_id, now_s=time.time(), body={"batch": batch, "start": start})
     app.send_task(

@@ -84,7 +84,7 @@ def up(
     wanted = supervisor.options(workers=workers, flower=flower, port=port, home=settings.load().home)
     console = _console()
     console.print(f"Starting; logs are in {wanted.home} ...", soft_wrap=True)
-    supervisor.supervise(wanted, lambda info: console.print(terminal.how_to_use(info), soft_wrap=True))
+    supervisor.supervise(wanted, lambda info: console.print(terminal.how_to_use(info), crop=False))
     console.print("Stopped.")
 
 
@@ -105,7 +105,7 @@ def status() -> None:
     ledger = store.Ledger(store.connect(url))
     for warning in ledger.check(url, secret):
         typer.echo(f"warning: {warning}", err=True)
-    _console().print(terminal.status(url, ledger, stack.running()))
+    _console().print(terminal.status(url, ledger, stack.running()), crop=False)
 
 
 @app.command()
@@ -129,7 +129,7 @@ def flower(
     address: Annotated[str, typer.Option(help="0.0.0.0 only in a container.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where to listen.")] = 5555,
 ) -> None:
-    """Run Flower for the deployment at RUNNER_URL. Login: FLOWER_BASIC_AUTH (USER:PASSWORD), else made of the secret."""
+    """Run Flower for the deployment at RUNNER_URL. Login: FLOWER_BASIC_AUTH, else derived from the secret."""
     from runner import monitor, settings, stack
 
     url, secret = stack.deployment()

@@ -39,8 +39,7 @@ def _say_where(console: Console, client: runner.Client) -> None:
     info = stack.running()
     console.print(f"Server {client.url}, {client.workers()['concurrency'].sum()} worker processes.")
     if info and info.flower_url:
-        login = f"user {info.flower_user}, password {info.flower_password}"
-        console.print(Text(f"Flower, to watch them: {info.flower_url} ({login}).\n"), soft_wrap=True)
+        console.print(Text(f"Flower, to watch them: {terminal.flower(info)}\n"), soft_wrap=True)
 
 
 def _compare(console: Console, results: runner.Results, prices: runner.Bars, execution: runner.Execution) -> None:

@@ -29,6 +29,8 @@ LONGEST_BACKOFF_S = 30
 # A process that lived longer than this did not fail as it started: its back-off begins anew.
 HEALTHY_AFTER_S = 60.0
 PR_SET_PDEATHSIG = 1
+# Linux tells the start of a process relative to the boot, whose own time moves with every correction of the clock.
+CLOCK_SLACK_S = 5.0
 
 
 class Stopping(Exception):
@@ -58,7 +60,8 @@ class ProcessId:
         """The living process, None when it is gone."""
         try:
             process = psutil.Process(self.pid)
-            same = process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+            same = abs(process.create_time() - self.created) < CLOCK_SLACK_S
+            same = same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return None
         return process if same else None
@@ -103,7 +106,17 @@ class Child:
         return None
 
     def start(self) -> None:
-        """Start it, in a session of its own: a terminal's Ctrl-C reaches the supervisor alone, which stops in order."""
+        """Start it, in a session of its own: a terminal's Ctrl-C reaches the supervisor alone, which stops in order.
+
+        Raises:
+            StackError: the system cannot run the command.
+        """
+        try:
+            self._start()
+        except OSError as error:
+            raise StackError(f"{self.name} cannot be started: {self._command[0]}: {error.strerror}.") from None
+
+    def _start(self) -> None:
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._started_at = time.monotonic()
@@ -154,7 +167,11 @@ class Child:
         self.stop()  # what it had started may have outlived it
         self._revive_at = None
         self.restarts += 1
-        self.start()
+        try:
+            self.start()
+        except StackError as error:
+            logger.warning("%s", error)
+            return False
         return True
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
@@ -179,9 +196,9 @@ class Child:
 
     def trim_log(self) -> None:
         """Cut the log to its newer half when it has grown too long; lines written in that instant may be lost."""
-        if self.log.stat().st_size <= MAX_LOG_BYTES:
-            return
-        with self.log.open("rb+") as file:
+        with suppress(FileNotFoundError), self.log.open("rb+") as file:
+            if file.seek(0, os.SEEK_END) <= MAX_LOG_BYTES:
+                return
             file.seek(-MAX_LOG_BYTES // 2, os.SEEK_END)
             newer = file.read()
             file.seek(0)

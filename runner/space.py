@@ -8,11 +8,11 @@ import json
 import operator
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
-from runner.axes import Axis, Choices, Scalar, Uniform, axis_from_wire, axis_of, uniform
+from runner.axes import Axis, Choices, Uniform, axis_from_wire, axis_of, uniform
 from runner.draws import Counters
 from runner.errors import SpaceError
 from runner.points import MAX_STREAM, Points
@@ -112,7 +112,7 @@ class Space:
     def __len__(self) -> int:
         return int(self._before[-1])
 
-    def __getitem__(self, i: int) -> dict[str, Scalar]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         """Point i; negative i count from the end."""
         position = operator.index(i)
         if not -len(self) <= position < len(self):
@@ -120,15 +120,15 @@ class Space:
         position %= len(self)
         return self.rows(position, position + 1)[0]
 
-    def __iter__(self) -> Iterator[dict[str, Scalar]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for start in range(0, len(self), ITERATION_BLOCK):
             yield from self.rows(start, min(start + ITERATION_BLOCK, len(self)))
 
-    def rows(self, start: int, stop: int) -> list[dict[str, Scalar]]:
+    def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
         """Points start..stop-1, one dictionary each."""
         return self._points.rows(self._counters(start, stop))
 
-    def block(self, start: int, stop: int) -> dict[str, list[Scalar]]:
+    def block(self, start: int, stop: int) -> dict[str, list[Any]]:
         """Points start..stop-1 as one list of plain Python values for each parameter; {} when there are none."""
         return self._points.lists(self._counters(start, stop))
 

@@ -23,11 +23,14 @@ from runner.errors import BrokerUnreachable, SettingsError, StackError
 from runner.process import POLL_S, ProcessId, kill_leftovers
 
 STATE_FILE = "stack.json"
+LOCK_FILE = "lock"
 SECRET_FILE = "secret"  # noqa: S105 -- a file's name
 # Server, worker and Flower start within about 5 s on two cores; a laptop that just woke up takes its time.
 START_TIMEOUT_S = 60.0
 # Flower, worker and server have 5, 10 and 10 s to end by themselves.
 STOP_TIMEOUT_S = 30.0
+# `supervised` holds the lock for microseconds; a supervisor that holds it for longer is there to stay.
+LOCK_PATIENCE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class StackInfo:
 def running(home: Path | None = None) -> StackInfo | None:
     """The stack of this user that runs now, None when there is none: its supervisor is looked up, not believed."""
     info = StackInfo.load(home or settings.load().home)
-    return info if info and info.ready and info.supervisor.find() else None
+    return info if info and info.ready and supervised(home or settings.load().home) else None
 
 
 def deployment() -> tuple[str, str]:
@@ -119,34 +122,49 @@ def stop(home: Path | None = None) -> bool:
     Raises:
         StackError: its supervisor did not end in time.
     """
-    import psutil
-
     home = home or settings.load().home
     info = StackInfo.load(home)
     if info is None:
         return False
-    supervisor = info.supervisor.find()
-    if supervisor:
-        with suppress(psutil.NoSuchProcess):
-            supervisor.send_signal(signal.SIGTERM)
+    alive = supervised(home)
+    if alive:
+        with suppress(ProcessLookupError):
+            os.kill(info.supervisor.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while info.supervisor.find():
+    while supervised(home):
         if time.monotonic() > deadline:
             raise StackError(
                 f"the stack's supervisor (process {info.supervisor.pid}) did not end within {STOP_TIMEOUT_S:g} s: "
                 f"kill it with `kill -9 {info.supervisor.pid}`, then `runner down` again clears up."
             )
         time.sleep(POLL_S)
-    clear_up(home)
-    return supervisor is not None
+    with suppress(StackError), only_one(home):  # unless another stack has just taken its place
+        clear_up(home)
+    return alive
 
 
 def clear_up(home: Path) -> None:
-    """End the processes of a stack whose supervisor is gone, and remove its state file; a living one is left alone."""
+    """End the processes of a stack whose supervisor is gone, and remove its state file. Call it in `only_one`."""
     info = StackInfo.load(home)
-    if info and (info.supervisor.find() is None):
+    if info:
         kill_leftovers(info.processes)
-        (home / STATE_FILE).unlink(missing_ok=True)
+    (home / STATE_FILE).unlink(missing_ok=True)
+
+
+def supervised(home: Path) -> bool:
+    """True while a supervisor holds the folder: a lock, unlike a process number, ends with its owner."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        with (home / LOCK_FILE).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextmanager
@@ -158,11 +176,16 @@ def only_one(home: Path) -> Iterator[None]:
     """
     import fcntl
 
-    with (home / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StackError(_already(home)) from None
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    with (home / LOCK_FILE).open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StackError(_already(home)) from None
+            time.sleep(POLL_S)
         yield
 
 
@@ -316,5 +339,6 @@ def _end(process: subprocess.Popen[bytes], home: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        clear_up(home)
+        with suppress(StackError), only_one(home):
+            clear_up(home)
     process.stdout.close()

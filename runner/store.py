@@ -442,8 +442,8 @@ def _check_password(url: str) -> None:
     local = parts.scheme == "unix" or parts.hostname in ("localhost", "::1") or str(parts.hostname).startswith("127.")
     if not local and not parts.password:
         raise BrokerRefused(
-            f"the server at {parts.hostname} is reached without a password: whoever reaches it could read results and stop jobs. "
-            "Set requirepass there and put the password into RUNNER_URL (redis://:PASSWORD@HOST:PORT/0)."
+            f"the server at {parts.hostname} is reached without a password: whoever reaches it could read results and stop "
+            "jobs. Set requirepass there and put the password into RUNNER_URL (redis://:PASSWORD@HOST:PORT/0)."
         )
 
 
@@ -456,7 +456,5 @@ def _check_policy(server: redis.Redis) -> list[str]:
             "set it with `CONFIG SET maxmemory-policy volatile-lru`."
         )
     if not server.info("persistence").get("aof_enabled"):
-        return [
-            "the server keeps no append-only file: a restart of it loses queued sweeps (`CONFIG SET appendonly yes`)."
-        ]
+        return ["the server keeps no append-only file: a restart of it loses sweeps (`CONFIG SET appendonly yes`)."]
     return []

@@ -83,7 +83,9 @@ class Signals:
     def handled(self) -> Iterator[None]:
         """Count signals instead of dying of them."""
         names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {name: signal.signal(name, self._on_signal) for name in names}
+        # What is ignored stays so: nohup means it.
+        heeded = [name for name in names if signal.getsignal(name) is not signal.SIG_IGN]
+        before = {name: signal.signal(name, self._on_signal) for name in heeded}
         try:
             yield
         finally:

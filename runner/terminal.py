@@ -101,25 +101,34 @@ def _square(value: float, low: float, high: float) -> tuple[str, str]:
 
 def how_to_use(info: StackInfo) -> RenderableType:
     """What `runner up` says once everything answers."""
-    table = Table.grid(padding=(0, 2))
-    table.add_row("server", f"{starred(info.url)}  (version {info.versions['server']})")
-    table.add_row("workers", f"{info.workers} processes")
-    if info.flower_url:
-        table.add_row("Flower", f"{info.flower_url}  (user {info.flower_user}, password {info.flower_password})")
-    table.add_row("", "")
-    table.add_row("notebook", "import runner; client = runner.connect()")
-    table.add_row(
-        "shell", "runner sweep sma_cross --data SP500 --grid fast=5:60 --grid slow=20:240:2 --where 'fast < slow'"
-    )
-    table.add_row("stop", "Ctrl-C here, or `runner down` anywhere")
-    return table
+    lines = [
+        f"server    {starred(info.url)}  (version {info.versions['server']})",
+        f"workers   {info.workers} processes",
+        *([f"Flower    {flower(info)}"] if info.flower_url else []),
+        "",
+        "notebook  import runner; client = runner.connect()",
+        "shell     runner sweep sma_cross --data SP500 --grid fast=5:60 --grid slow=20:240:2 --where 'fast < slow'",
+        "see       runner status",
+        "stop      Ctrl-C here, or `runner down` anywhere",
+    ]
+    return _unwrapped("\n".join(lines))
+
+
+def flower(info: StackInfo) -> str:
+    """Flower's address and login."""
+    return f"{info.flower_url}  (user {info.flower_user}, password {info.flower_password})"
+
+
+def _unwrapped(text: str) -> Text:
+    """Lines that are copied whole from a narrow terminal too."""
+    return Text(text, no_wrap=True, overflow="ignore")
 
 
 def status(url: str, ledger: Ledger, info: StackInfo | None) -> RenderableType:
     """Server, workers, queues and sweeps."""
     parts: list[RenderableType] = [_server(url, ledger), _workers(ledger), _queues(ledger), _sweeps(ledger)]
     if info and info.flower_url:
-        parts.insert(1, Text(f"Flower   {info.flower_url}  (user {info.flower_user}, password {info.flower_password})"))
+        parts.insert(1, _unwrapped(f"Flower    {flower(info)}"))
     return Group(*parts)
 
 
@@ -128,7 +137,7 @@ def _server(url: str, ledger: Ledger) -> Text:
     version = about.get("valkey_version") or about["redis_version"]
     days, rest = divmod(int(about["uptime_in_seconds"]), 86_400)
     up = f"{days} d {rest // 3600:02}:{rest % 3600 // 60:02}"
-    return Text(f"server   {starred(url)}  version {version}, up {up}, memory {about['used_memory_human']}")
+    return _unwrapped(f"server    {starred(url)}  version {version}, up {up}, memory {about['used_memory_human']}")
 
 
 def _workers(ledger: Ledger) -> Table:

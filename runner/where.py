@@ -73,14 +73,14 @@ class Filter:
                 f"where cannot be evaluated on numpy columns, and {end:,} points are too many to look at one by one: "
                 "write & and | with brackets instead of 'and' and 'or', as in (p.fast < p.slow) & (p.n > 3)."
             )
-        found = _Runs()
-        for start in range(0, end, BLOCK):
-            stop = min(start + BLOCK, end)
-            found.add(start, self._flags(np.arange(start, stop), vectorised=vectorised))
-            if wanted is not None and found.points >= wanted:
-                break
+        found, tried = _Runs(), 0
+        step = BLOCK if wanted is None else min(BLOCK, wanted + PROBES)
+        while tried < end and (wanted is None or found.points < wanted):
+            stop = min(tried + step, end)
+            found.add(tried, self._flags(np.arange(tried, stop), vectorised=vectorised))
+            tried, step = stop, min(BLOCK, 2 * step)
         starts, lengths = found.joined(wanted)
-        return starts, lengths, stop
+        return starts, lengths, tried
 
     def _flags(self, counters: Counters, *, vectorised: bool) -> Flags:
         flags = self._at_once(counters) if vectorised else None

@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,18 +76,22 @@ def running_worker(url: str, secret: str, concurrency: int, folder: Path, python
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the whole family, SIGKILL to what is left."""
+    """Kill the whole family: how a worker stops in good order has a test of its own, and takes billiard seconds."""
     if process.poll() is None:
         family = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(timeout=5)
-        _, left = psutil.wait_procs(family, timeout=5)
-        for survivor in left:
-            survivor.kill()
+        process.kill()
+        process.wait(timeout=5)
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        wait_until(lambda: not any(map(lives, family)), "the worker's children are gone")
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs; a zombie that its parent has not asked about is gone."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def wait_until(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -109,10 +110,12 @@ def test_the_run_that_kills_its_process_is_found_and_every_other_is_kept(deploym
     assert deployment.worker.process.poll() is None
 
 
-def test_a_killed_child_loses_no_run(deployment: Deployment, team: Client) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_child_loses_no_run(deployment: Deployment, team: Client, how: signal.Signals) -> None:
     sweep = team.sweep(slow, SP500, runner.grid(point=range(60)), execution=COSTS)
     wait_until(lambda: sweep.progress().done > 0, "some runs are done")
-    deployment.worker.children()[0].kill()
+    for child in deployment.worker.children():
+        child.send_signal(how)
     check_equal(sweep.result(timeout=60, progress=False), local(slow, runner.grid(point=range(60))))
 
 
@@ -225,7 +228,8 @@ def test_ctrl_c_stops_the_waiting_and_says_how_to_come_back(
         "import time, runner\n"
         "def strategy(bars, point):\n    time.sleep(0.05)\n    return bars.close > bars.sma(10 + point)\n"
         f"client = runner.connect({url!r}, secret={SECRET!r})\n"
-        "sweep = client.sweep(strategy, runner.sample_data('SP500'), runner.grid(point=range(60)), name='interrupted')\n"
+        "space = runner.grid(point=range(60))\n"
+        "sweep = client.sweep(strategy, runner.sample_data('SP500'), space, name='interrupted')\n"
         "print('submitted', flush=True)\nsweep.result()\n"
     )
     with subprocess.Popen(
@@ -235,7 +239,7 @@ def test_ctrl_c_stops_the_waiting_and_says_how_to_come_back(
         assert process.stdout.readline() == "submitted\n"
         sweep = client.attach("interrupted")
         wait_until(lambda: sweep.progress().done > 0, "some runs are done")
-        psutil.Process(process.pid).send_signal(2)
+        psutil.Process(process.pid).send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert process.returncode != 0
     assert "runner.attach('interrupted')" in out + err
@@ -304,3 +308,10 @@ def test_every_part_of_a_task_goes_through_a_spawned_child(deployment: Deploymen
         runner.grid(n=[deployment.worker.process.pid]),
     ).result(timeout=60, progress=False)
     assert result.frame["exposure"].iloc[0] > 0.99
+
+
+def test_a_strategy_without_parameters_is_one_run(team: Client) -> None:
+    result = team.sweep("runner.strategies:buy_and_hold", SP500, runner.grid(), execution=COSTS).result(
+        timeout=60, progress=False
+    )
+    check_equal(result, local("runner.strategies:buy_and_hold", runner.grid()))

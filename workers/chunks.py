@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import psutil
+from billiard.common import terminate_handler_fired
 
 from runner import outcomes, signing
 from runner.bars import Bars, DataRef, sample_data
@@ -47,6 +48,7 @@ def run_chunk(held: Resources, batch: str, start: int, worker: str) -> Following
     try:
         sweep = _sweep(held, batch)
         done = _poisoned(start) if begun.what == "poison" else _run(held, sweep, start, begun.stop)
+        _exit_if_told_to()
     except SweepNotFound:
         return None  # removed while its message was under way
     except BaseException:
@@ -78,19 +80,20 @@ def _run(held: Resources, sweep: Sweep, start: int, stop: int) -> _Done:
     errors: dict[int, RunError] = {}
     seconds, at = 0.0, start
     with _killed_after(CHUNK_BUDGET_S + sweep.run_timeout_s + HARD_LIMIT_GRACE_S):
-        for ref, first, last in sweep.parts(start, stop):
-            part = _run_part(held, sweep, ref, first, last, CHUNK_BUDGET_S - seconds)
-            errors.update({at + offset: error for offset, error in part.errors.items()})
-            rows.append(part.metrics)
-            seconds += part.seconds
-            at += len(part.metrics)
-            if len(part.metrics) < last - first or seconds >= CHUNK_BUDGET_S:
+        for part in sweep.parts(start, stop):
+            batch = _run_part(held, sweep, part, CHUNK_BUDGET_S - seconds)
+            errors.update({at + offset: error for offset, error in batch.errors.items()})
+            rows.append(batch.metrics)
+            seconds += batch.seconds
+            at += len(batch.metrics)
+            if len(batch.metrics) < part[2] - part[1] or seconds >= CHUNK_BUDGET_S:
                 break
     return _Done(Outcome(start, np.concatenate(rows), errors), seconds)
 
 
-def _run_part(held: Resources, sweep: Sweep, ref: DataRef, first: int, last: int, budget_s: float) -> BatchOutcome:
+def _run_part(held: Resources, sweep: Sweep, part: tuple[DataRef, int, int], budget_s: float) -> BatchOutcome:
     """Points first..last-1 on one symbol. Code or prices that cannot be loaded here make each of them an error row."""
+    ref, first, last = part
     try:
         strategy = _strategy(held, sweep.strategy)
         bars = _bars(held, ref)
@@ -99,8 +102,7 @@ def _run_part(held: Resources, sweep: Sweep, ref: DataRef, first: int, last: int
     except RunnerError as error:
         failure = RunError(type(error).__name__, str(error), "")
         return BatchOutcome(_nan_rows(last - first), dict.fromkeys(range(last - first), failure), 0.0)
-    columns = sweep.space.block(first, last)
-    points = (dict(zip(sweep.space.names, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    points = sweep.space.rows(first, last)
     return run_batch(strategy, bars, points, sweep.execution, run_timeout_s=sweep.run_timeout_s, budget_s=budget_s)
 
 
@@ -147,6 +149,12 @@ def _died_here(owner: str, worker: str) -> bool:
     """Whether ``owner`` was a child of this very worker and is no more. Of other hosts only their heartbeat tells."""
     name, _, pid = owner.rpartition("/")
     return name == worker and int(pid) not in {child.pid for child in psutil.Process(os.getppid()).children()}
+
+
+def _exit_if_told_to() -> None:
+    """A SIGTERM raises SystemExit wherever this process is: inside a strategy it was taken for a failed run."""
+    if terminate_handler_fired():
+        raise SystemExit
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class Kind(enum.IntEnum):
     [
         (range(5, 60, 5), range(5, 60, 5)),
         (range(60, 5, -5), range(60, 5, -5)),
-        ([1, 2.5, "a", None, True], (1, 2.5, "a", None, True)),
+        ([1, 2.5, "a", None, False], (1, 2.5, "a", None, False)),
         ((3, 1, 2), (3, 1, 2)),
         ({3, 1, 2}, (1, 2, 3)),
         (frozenset("ba"), ("a", "b")),
@@ -37,7 +37,8 @@ class Kind(enum.IntEnum):
 def test_an_axis_is_plain_python_values(given: Any, values: Any) -> None:
     axis = axis_of("x", given)
     assert axis == Choices(values)
-    assert [type(one) for one in Choices(values).values] == [type(one) for one in values]
+    assert isinstance(axis, Choices)
+    assert [type(one) for one in axis.values] == [type(one) for one in values]  # noqa: PD011 - no pandas object
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_an_axis_that_cannot_be_listed_is_refused(given: Any, message: str) -> N
 
 
 @pytest.mark.parametrize(
-    "axis", [Choices(range(1, 9, 2)), Choices((1, 2.5, "a", None, True)), Uniform(1.0, 2.0, log=True)]
+    "axis", [Choices(range(1, 9, 2)), Choices((1, 2.5, "a", None, False)), Uniform(1.0, 2.0, log=True)]
 )
 def test_an_axis_survives_the_wire(axis: Choices | Uniform) -> None:
     assert axis_from_wire("x", axis.to_wire()) == axis

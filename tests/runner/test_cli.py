@@ -186,8 +186,8 @@ def test_up_then_up_again_then_down(run: Run, folder: Path) -> None:
     assert not (folder / "home" / "stack.json").exists()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_up_stops_in_order_on_every_signal(folder: Path, sent: signal.Signals) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP])
+def test_up_stops_in_order_on_ctrl_c_and_with_its_terminal(folder: Path, sent: signal.Signals) -> None:
     with up(folder / "home") as (process, _, everything):
         process.send_signal(sent)
         out, _ = process.communicate(timeout=20)
@@ -301,7 +301,5 @@ def test_the_demo_goes_from_nothing_to_the_best_run_and_leaves_nothing(run: Run,
     ):
         assert words in ended.stdout
     assert not (folder / "home" / "stack.json").exists()
-    home = str(folder / "home")  # the server's configuration is there, and the worker's and Flower's end is tied to it
-    assert not [
-        process for process in psutil.process_iter(["cmdline"]) if home in " ".join(process.info["cmdline"] or [])
-    ]
+    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in lines if str(folder) in line]

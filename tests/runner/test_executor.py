@@ -13,8 +13,10 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psutil
 import pytest
@@ -465,35 +467,12 @@ def test_a_child_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) 
         execute_in_process(square, 2)
 
 
+@dataclass
 class Family:
-    """A script that runs two children without end; its processes."""
+    """A script that runs two children without end, and what it says on stderr."""
 
-    def __init__(self, function: str) -> None:
-        code = (
-            "import os, re, sys, threading\n"
-            "from runner.executor import batch_execute\n"
-            "def f(x):\n"
-            "    print('pid', os.getpid(), flush=True)\n"
-            f"    {function}\n"
-            "try:\n"
-            "    batch_execute(f, [1, 2], processes=2)\n"
-            "except KeyboardInterrupt:\n"
-            "    print('interrupted', threading.active_count(), file=sys.stderr, flush=True)\n"
-            "    sys.stdin.read()\n"
-        )
-        self.parent = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-        )
-
-    def __enter__(self) -> Self:
-        self.children = [psutil.Process(int(self.line().removeprefix("pid "))) for _ in range(2)]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.parent.kill()
-        self.parent.communicate()
-        for child in psutil.wait_procs(self.children, timeout=0)[1]:
-            child.kill()
+    parent: subprocess.Popen[str]
+    children: list[psutil.Process] = field(default_factory=list)
 
     def line(self) -> str:
         assert self.parent.stderr is not None
@@ -501,6 +480,35 @@ class Family:
 
     def survivors(self) -> list[psutil.Process]:
         return psutil.wait_procs(self.children, timeout=15)[1]
+
+
+@contextmanager
+def running_family(function: str) -> Iterator[Family]:
+    code = f"""
+import os, re, sys, threading
+from runner.executor import batch_execute
+def endless(x):
+    os.write(2, b'pid %d\\n' % os.getpid())  # one write: the two do not mix
+    {function}
+try:
+    batch_execute(endless, [1, 2], processes=2)
+except KeyboardInterrupt:
+    print('interrupted', threading.active_count(), file=sys.stderr, flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        family = Family(parent)
+        try:
+            for _ in range(2):
+                line = family.line()
+                assert line.startswith("pid "), line
+                family.children.append(psutil.Process(int(line.removeprefix("pid "))))
+            yield family
+        finally:
+            parent.kill()
+            for child in psutil.wait_procs(family.children, timeout=0)[1]:
+                child.kill()
 
 
 LOOPS = [
@@ -519,7 +527,7 @@ LOOPS = [
 @posix
 @pytest.mark.parametrize("function", LOOPS)
 def test_children_do_not_outlive_a_parent_that_was_killed(function: str) -> None:
-    with Family(function) as family:
+    with running_family(function) as family:
         family.parent.kill()
         assert family.survivors() == []
 
@@ -527,7 +535,7 @@ def test_children_do_not_outlive_a_parent_that_was_killed(function: str) -> None
 @posix
 @pytest.mark.parametrize("function", LOOPS)
 def test_ctrl_c_leaves_no_process_and_no_thread(function: str) -> None:
-    with Family(function) as family:
+    with running_family(function) as family:
         family.parent.send_signal(signal.SIGINT)
         assert family.line() == "interrupted 1"
         assert family.survivors() == []

@@ -184,7 +184,7 @@ def test_an_indicator_is_computed_once_and_read_only() -> None:
 
 
 def spread(bars: Bars, factor: float) -> Floats:
-    return (bars.high - bars.low) * factor
+    return np.asarray((bars.high - bars.low) * factor)
 
 
 def test_any_function_is_memoised_by_its_arguments() -> None:

@@ -105,6 +105,12 @@ def test_what_ends_by_itself_starts_again_after_its_back_off(make: Make, caplog:
     assert "exit code -9: it starts again in 1 s" in caplog.text
 
 
+def test_a_command_that_cannot_run_is_an_error_not_the_end_of_the_supervisor(tmp_path: Path) -> None:
+    missing = Child("thing", [str(tmp_path / "none")], environment={}, log=tmp_path / "log", grace_s=1)
+    with pytest.raises(StackError, match=r"thing cannot be started: .*none: No such file"):
+        missing.start()
+
+
 def test_the_back_off_doubles_up_to_half_a_minute() -> None:
     assert [process.backoff_s(failures) for failures in (1, 2, 3, 5, 6, 99)] == [1, 2, 4, 16, 30, 30]
 
@@ -146,7 +152,7 @@ time.sleep(600)
 def test_a_process_is_told_apart_from_a_later_one_with_its_number() -> None:
     me = ProcessId.of("me", os.getpid())
     assert me.find() is not None
-    assert ProcessId("me", me.pid, me.created - 1).find() is None
+    assert ProcessId("me", me.pid, me.created - 60).find() is None
 
 
 def test_leftovers_are_ended_with_what_they_started(make: Make) -> None:
@@ -156,6 +162,6 @@ def test_leftovers_are_ended_with_what_they_started(make: Make) -> None:
     family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
     known = child.id
     assert known is not None
-    process.kill_leftovers([known, ProcessId("gone", known.pid, known.created - 1)])
+    process.kill_leftovers([known, ProcessId("gone", known.pid, known.created - 60)])
     wait_until(child.exited, "it has ended")
     assert not [member for member in family if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]

@@ -187,7 +187,7 @@ def test_a_server_that_dies_comes_back_with_its_data(local: LocalStack) -> None:
 
 
 @linux
-def test_a_killed_supervisor_leaves_nothing_that_hinders_the_next(tmp_path: Path) -> None:
+def test_a_killed_supervisor_leaves_no_process_and_nothing_that_hinders_the_next(tmp_path: Path) -> None:
     local = LocalStack(workers=1, flower=False, home=tmp_path)
     everything = family(local.info.supervisor.pid)
     assert len(everything) >= 4
@@ -195,9 +195,21 @@ def test_a_killed_supervisor_leaves_nothing_that_hinders_the_next(tmp_path: Path
     wait_gone(everything)
     assert stack.running(tmp_path) is None
     local.stop()
-    with LocalStack(workers=1, flower=False, home=tmp_path) as again:
-        assert stack.running(tmp_path) == again.info
-    assert not (tmp_path / "stack.json").exists()
+    assert stack.stop(tmp_path) is False
+    with stack.only_one(tmp_path):
+        assert not (tmp_path / "stack.json").exists()
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_hangup_is_heeded_unless_nohup_said_otherwise(*, ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    signals = supervisor.Signals(None)
+    try:
+        with signals.handled():
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.stopping() is not ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_a_killed_supervisor_left_is_cleared_up_where_the_system_does_not(tmp_path: Path) -> None:

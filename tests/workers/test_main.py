@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+import runner
+from runner.store import Ledger
+from runner.strategies import sma_cross
+from tests.support import ROOT, SECRET, Worker, lives, wait_until
+
+
+def test_sigterm_finishes_what_runs_signs_off_and_leaves_no_process(
+    client: runner.Client, ledger: Ledger, start_worker: Callable[..., Worker]
+) -> None:
+    worker = start_worker(1)
+    client.sweep(sma_cross, runner.sample_data("IBM"), runner.grid(fast=[5], slow=[20])).result(
+        timeout=60, progress=False
+    )
+    family = psutil.Process(worker.process.pid).children(recursive=True)
+    worker.process.terminate()
+    assert worker.process.wait(timeout=20) == 0
+    assert ledger.workers() == []
+    wait_until(lambda: not any(map(lives, family)), "its children are gone", timeout_s=5)
+
+
+def test_children_are_spawned_with_one_thread_each(start_worker: Callable[..., Worker]) -> None:
+    worker = start_worker(2)
+    wait_until(lambda: len(worker.children()) == 2, "both children are there")
+    for child in worker.children():
+        assert child.environ()["OMP_NUM_THREADS"] == "1"
+        assert child.environ()["NUMBA_NUM_THREADS"] == "1"
+
+
+def test_a_worker_says_what_it_is(start_worker: Callable[..., Worker], ledger: Ledger) -> None:
+    worker = start_worker(2)
+    said = ledger.workers()[0]
+    assert said["pid"] == worker.process.pid
+    assert said["concurrency"] == 2
+    assert said["queues"] == ["backtest"]
+    assert said["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "code", "words"),
+    [
+        ({}, [], 1, "RUNNER_URL and RUNNER_SECRET"),
+        (
+            {"RUNNER_URL": "redis://:x@127.0.0.1:1/0", "RUNNER_SECRET": SECRET},
+            [],
+            1,
+            "no Redis or Valkey server answers",
+        ),
+        ({"RUNNER_URL": "amqp://h", "RUNNER_SECRET": SECRET}, [], 1, "RUNNER_URL"),
+        ({}, ["--queues", "bogus"], 2, "expected backtest or fetch"),
+        ({}, ["--concurrency", "0"], 2, "at least 1"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why(
+    variables: dict[str, str], arguments: list[str], code: int, words: str
+) -> None:
+    environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "workers", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_another_secret_is_refused_at_the_door(client: runner.Client, url: str) -> None:
+    environment = {
+        **os.environ,
+        "RUNNER_URL": url,
+        "RUNNER_SECRET": "another-secret-altogether",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "workers"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "another secret" in done.stderr
