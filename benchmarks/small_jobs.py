@@ -19,7 +19,10 @@ def measure(client: runner.Client, *, repeats: int = 7) -> Row:
     """A job is a call of the function in a worker process, its row in the finished frame included."""
     prices = runner.sample_data("SP500")[:2]
     space = runner.grid(job=range(JOBS))
-    run = lambda: client.sweep(nothing, prices, space).result(progress=False).frame  # noqa: E731 - timed
+
+    def run() -> None:
+        assert len(client.sweep(nothing, prices, space).result(progress=False).frame) == JOBS
+
     run()
     rates = [JOBS / timed(run) for _ in range(repeats)]
     return Row(

@@ -43,7 +43,7 @@ PUBLISH_RETRY = {"max_retries": 5, "interval_start": 0.1, "interval_step": 0.3, 
 
 def make_app(url: str) -> Celery:
     """An application bound to one server. Importing or making it connects to nothing."""
-    app = Celery("runner", broker=url, include=["tasks.backtest"], set_as_current=False)
+    app = Celery("runner", broker=url, set_as_current=False)
     app.conf.update(
         task_acks_late=True,
         task_reject_on_worker_lost=True,  # a killed child's chunk is redelivered at once

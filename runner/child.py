@@ -68,8 +68,6 @@ END: Final = 4  # the chunk is done, in so many seconds
 REFUSED: Final = 5  # its payload cannot be loaded
 BROKEN: Final = 6  # the handler cannot be loaded, or is at fault itself: no chunk will do better
 
-_dumping = threading.Lock()  # dump_by_value changes a registry of the whole process while it works
-
 
 def start_child() -> subprocess.Popen[bytes]:
     """A process that waits for its handler; OSError when the system gives none."""
@@ -124,8 +122,7 @@ def dump(thing: Any, what: str) -> bytes:
     if plain is not None:
         return plain
     try:
-        with _dumping:
-            return dump_by_value(thing)
+        return dump_by_value(thing)
     except StrategyError as error:
         raise ExecutorError(
             f"{what} cannot be sent to another process: {error.__cause__}. "

@@ -154,7 +154,7 @@ def check(
     else:
         ledger = store.Ledger(store.connect(url))
         ledger.check(url, secret)
-        here = [row for row in ledger.workers() if row["host"] == socket.gethostname()]
+        here = [row for row in ledger.workers() if row["host"] == socket.gethostname() and row["concurrency"]]
         fine = part is Part.SERVER or any(set(queues.split(",")) <= set(row["queues"]) for row in here)
     typer.echo(f"{part}: {'answers' if fine else 'does not answer'}")
     raise typer.Exit(0 if fine else 1)

@@ -15,7 +15,7 @@ from runner.errors import BrokerError, BrokerUnreachable, InputError, SettingsEr
 from runner.handle import SweepHandle
 from runner.plan import Plan, make_plan
 from runner.signing import sign_code, verify_code
-from runner.spec import Execution, Sweep
+from runner.spec import RUN_TIMEOUT_S, Execution, Sweep
 from runner.strategy import PYTHON, Strategy, StrategyRef, resolve, ship
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from runner.space import Space
     from runner.stack import LocalStack
 
-# Long enough for a walk through decades of minutes in plain Python, short enough that a hung run is found the same day.
-RUN_TIMEOUT_S = 60.0
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 

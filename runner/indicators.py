@@ -47,7 +47,7 @@ class Memo:
 
     def get(self, bars: Bars, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """What ``function(bars, *args)`` returns, arrays made read-only."""
-        key = (function, args, tuple(map(type, args)))  # 10 and 10.0 are equal, and may not be the same to it
+        key = (function, args, *map(type, args))  # 10 and 10.0 are equal, and may not be the same to it
         try:
             with self._lock:
                 return self._results[key]

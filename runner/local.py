@@ -5,11 +5,10 @@ The runs are the same, `run_batch` is the same, so the numbers are those of the 
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,9 +17,10 @@ from runner.crew import Chunk, Ranges, run_here, run_in_processes, run_in_thread
 from runner.errors import ExecutorError, InputError, RunTimeoutError
 from runner.executor import batch_execute, check_count, check_seconds, execute_in_process
 from runner.plan import Plan, as_bars, make_plan
+from runner.progressbar import ProgressBar
 from runner.results import Results
 from runner.space import Space
-from runner.spec import Execution
+from runner.spec import RUN_TIMEOUT_S, Execution
 from runner.strategy import Strategy, strategy_name
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ __all__ = ["as_bars", "batch_execute", "execute_in_process", "sweep"]
 
 CHUNK_S = 0.5  # twice a second the bar moves, and a round trip of 0.2 ms is nothing
 FIRST_CHUNK = 16  # runs, before any was measured; one that would last longer than CHUNK_S ends early
-RUN_TIMEOUT_S = 60.0  # as on the workers
 GRACE_S = 5.0  # for a run to end by its own deadline before its process is killed
 
 
@@ -78,8 +77,8 @@ def sweep(
     check_seconds("run_timeout_s", run_timeout_s)
     plan = make_plan(strategy, data, space, execution)
     began = time.monotonic()
-    with _Bar(plan, shown=progress) as bar:
-        work = _Runs(plan, processes or threads or 1, bar.update)
+    with ProgressBar(_title(plan), len(plan), shown=progress) as bar:
+        work = _Runs(plan, processes or threads or 1, bar)
         handler = RunChunk(plan, run_timeout_s)
         if processes is not None:
             limit_s = None if run_timeout_s is None else run_timeout_s + CHUNK_S + GRACE_S
@@ -152,7 +151,7 @@ def _load_compiled(plan: Plan, run_timeout_s: float | None) -> RunChunk:
 class _Runs:
     """The runs of a sweep and their rows; see `runner.crew.Work`."""
 
-    def __init__(self, plan: Plan, workers: int, told: Callable[[int, int], None]) -> None:
+    def __init__(self, plan: Plan, workers: int, bar: ProgressBar) -> None:
         from runner.engine.metrics import METRICS
 
         self.metrics = np.full((len(plan), len(METRICS)), np.nan)
@@ -162,7 +161,7 @@ class _Runs:
         self._ranges = Ranges(symbols, workers, chunk_s=CHUNK_S, first=FIRST_CHUNK)
         self._suspects: list[tuple[int, int]] = []
         self._left = len(plan)
-        self._told = told
+        self._bar = bar
 
     @property
     def finished(self) -> bool:
@@ -199,7 +198,7 @@ class _Runs:
         self.errors.update({chunk.at + offset: error for offset, error in errors.items()})
         chunk.at += len(rows)
         self._left -= len(rows)
-        self._told(len(rows), len(self.errors))
+        self._bar.show(len(self.metrics) - self._left, f"{len(self.errors):,} failed" if self.errors else "")
 
 
 def _lost_run(error: ExecutorError | RunTimeoutError) -> RunError:
@@ -209,29 +208,6 @@ def _lost_run(error: ExecutorError | RunTimeoutError) -> RunError:
         text = "this run took longer than run_timeout_s without returning to Python; its process was killed, twice"
         return RunError("RunTimeoutError", text, "")
     return RunError("WorkerLost", f"this run ended the process that ran it, twice: {error}", "")
-
-
-class _Bar:
-    """A tqdm bar, driven from the thread that waits; silent where no one would see it move."""
-
-    def __init__(self, plan: Plan, *, shown: bool) -> None:
-        from tqdm.auto import tqdm
-
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        seen = shown and (terminal or "ipykernel" in sys.modules)
-        self._bar = tqdm(total=len(plan), desc=_title(plan), unit="run", unit_scale=True, disable=not seen)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def update(self, runs: int, failed: int) -> None:
-        """So many more runs are done; so many have failed in all."""
-        if failed:
-            self._bar.set_postfix_str(f"{failed:,} failed", refresh=False)
-        self._bar.update(runs)
 
 
 def _title(plan: Plan) -> str:

@@ -78,7 +78,12 @@ def as_bars(data: Bars | pd.DataFrame | Mapping[str, Bars | pd.DataFrame]) -> di
     if isinstance(data, Mapping):
         if not data:
             raise BarsError("data is an empty mapping: expected {symbol: prices} with at least one symbol.")
-        return {str(symbol): _one(prices, str(symbol)) for symbol, prices in data.items()}
+        bars = {str(symbol): _one(prices, str(symbol)) for symbol, prices in data.items()}
+        if len(bars) < len(data):
+            raise BarsError(
+                f"data has two keys of the same text ({', '.join(map(repr, data))}): name each symbol once."
+            )
+        return bars
     if _is_frame(data):
         return Bars.split_frame(data)
     raise BarsError(

@@ -13,6 +13,8 @@ from runner.errors import SettingsError
 from runner.space import Space
 from runner.strategy import StrategyRef
 
+# Long enough for a walk through decades of minutes in plain Python, short enough that a hung run is soon a row.
+RUN_TIMEOUT_S = 60.0
 # A run longer than a day is a hung run; a chunk's message would outlive every lease.
 MAX_RUN_TIMEOUT_S = 86_400.0
 

@@ -442,8 +442,8 @@ def _check_password(url: str) -> None:
     local = parts.scheme == "unix" or parts.hostname in ("localhost", "::1") or str(parts.hostname).startswith("127.")
     if not local and not parts.password:
         raise BrokerRefused(
-            f"the server at {parts.hostname} is reached without a password: whoever reaches it could read results and stop "
-            "jobs. Set requirepass there and put the password into RUNNER_URL (redis://:PASSWORD@HOST:PORT/0)."
+            f"the server at {parts.hostname} is reached without a password: whoever reaches it could read results. "
+            "Set requirepass there and put the password into RUNNER_URL (redis://:PASSWORD@HOST:PORT/0)."
         )
 
 

@@ -193,7 +193,8 @@ class Supervisor:
 
         with valkey.connection(self._url) as client:
             try:
-                return any(row["pid"] == worker.pid for row in Ledger(client).workers())
+                rows = [row for row in Ledger(client).workers() if row["pid"] == worker.pid]
+                return [row["concurrency"] for row in rows] == [self._wanted.workers]
             except redis.RedisError:
                 return False
 

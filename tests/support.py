@@ -68,11 +68,14 @@ def running_worker(url: str, secret: str, concurrency: int, folder: Path, python
         subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT) as process,
     ):
         try:
-            alive = lambda: any(found["name"].startswith(f"{name}@") for found in ledger.workers())  # noqa: E731 - read once
-            wait_until(alive, "the worker is alive", log=path, process=process)
+            wait_until(lambda: _children_of(ledger, name) == concurrency, "it is up", log=path, process=process)
             yield Worker(process, path)
         finally:
             _end(process)
+
+
+def _children_of(ledger: store.Ledger, name: str) -> int:
+    return sum(worker["concurrency"] for worker in ledger.workers() if worker["name"].startswith(f"{name}@"))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

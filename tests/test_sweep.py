@@ -221,13 +221,13 @@ def test_messages_that_never_reached_the_queue_are_found(
 
 
 def test_ctrl_c_stops_the_waiting_and_says_how_to_come_back(
-    url: str, client: Client, worker: Worker, tmp_path: Path
+    deployment: Deployment, team: Client, tmp_path: Path
 ) -> None:
     script = tmp_path / "wait.py"
     script.write_text(
         "import time, runner\n"
         "def strategy(bars, point):\n    time.sleep(0.05)\n    return bars.close > bars.sma(10 + point)\n"
-        f"client = runner.connect({url!r}, secret={SECRET!r})\n"
+        f"client = runner.connect({deployment.url!r}, secret={SECRET!r})\n"
         "space = runner.grid(point=range(60))\n"
         "sweep = client.sweep(strategy, runner.sample_data('SP500'), space, name='interrupted')\n"
         "print('submitted', flush=True)\nsweep.result()\n"
@@ -237,7 +237,7 @@ def test_ctrl_c_stops_the_waiting_and_says_how_to_come_back(
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "submitted\n"
-        sweep = client.attach("interrupted")
+        sweep = team.attach("interrupted")
         wait_until(lambda: sweep.progress().done > 0, "some runs are done")
         psutil.Process(process.pid).send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)

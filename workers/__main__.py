@@ -18,6 +18,8 @@ from workers.resources import resources
 
 # A child that has grown past this is replaced after its chunk; 1 GiB holds numba, pyarrow and a full L1 twice over.
 CHILD_MEMORY_KIB = 2**20
+# What a child imports; clients and Flower send and show tasks by name.
+TASKS = ("tasks.backtest",)
 # One thread each: there is a child per core. Children inherit the environment and read it as they import.
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -34,13 +36,34 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"runner worker: {error}\n")
         return 1
     app = make_app(held.url)
+    app.conf.include = TASKS
+    pools: list[Any] = []
     steward = Steward(
-        app, held.ledger, held.secret, name=options.name, queues=options.queues, concurrency=options.concurrency
+        app,
+        held.ledger,
+        held.secret,
+        name=options.name,
+        queues=options.queues,
+        children=lambda: sum(map(_warm_children, pools)),
     )
-    signals.worker_ready.connect(_once(steward.start), weak=False)
-    signals.worker_shutdown.connect(_once(steward.stop), weak=False)
+
+    def ready(sender: Any, **_: Any) -> None:
+        pools.append(sender.pool)
+        steward.start()
+
+    def shut_down(**_: Any) -> None:
+        steward.stop()
+
+    signals.worker_ready.connect(ready)
+    signals.worker_shutdown.connect(shut_down)
     app.worker_main(_celery_arguments(options))
     return 0
+
+
+def _warm_children(pool: Any) -> int:
+    """Children of the prefork pool that have said that they are up. Celery (pinned) has no public way to ask."""
+    asynchronous = pool._pool  # noqa: SLF001
+    return len(asynchronous._pool) - len(asynchronous._waiting_to_start)  # noqa: SLF001
 
 
 def _celery_arguments(options: argparse.Namespace) -> list[str]:
@@ -85,13 +108,6 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
     return int(text)
-
-
-def _once(step: Any) -> Any:
-    def receiver(**_: Any) -> None:
-        step()
-
-    return receiver
 
 
 if __name__ == "__main__":

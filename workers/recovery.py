@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import redis
 from celery import Celery
@@ -32,18 +32,18 @@ class Steward:
     """A thread that says "alive" every second and, when it holds the lock, returns to the queue what was lost."""
 
     def __init__(
-        self, app: Celery, ledger: Ledger, secret: str, *, name: str, queues: Sequence[str], concurrency: int
+        self, app: Celery, ledger: Ledger, secret: str, *, name: str, queues: Sequence[str], children: Callable[[], int]
     ) -> None:
         self._app = app
         self._ledger = ledger
         self._secret = secret
         self._name = name
+        self._children = children
         self._info = {
             "name": name,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "queues": list(queues),
-            "concurrency": concurrency,
             "python": PYTHON,
             "version": __version__,
             "started_s": time.time(),
@@ -54,7 +54,7 @@ class Steward:
 
     def start(self) -> None:
         """Begin; returns after the first heartbeat, so that a worker that is ready is seen."""
-        self._ledger.beat(self._name, self._info)
+        self._beat()
         self._thread.start()
 
     def stop(self) -> None:
@@ -69,10 +69,14 @@ class Steward:
     def _live(self) -> None:
         while not self._stopping.wait(HEARTBEAT_S):
             try:
-                self._ledger.beat(self._name, self._info)
+                self._beat()
                 self._reconcile()
             except (redis.RedisError, OSError) as error:  # the server is away; this worker stays
                 logger.warning("no heartbeat: %s", error)
+
+    def _beat(self) -> None:
+        """Only children that are warm count: a worker that is starting has none."""
+        self._ledger.beat(self._name, {**self._info, "concurrency": self._children()})
 
     def _reconcile(self) -> None:
         token = secrets.token_hex(8)

@@ -76,9 +76,7 @@ def test_the_same_prices_are_the_same_bars_however_they_are_held(df: pd.DataFram
 
 
 def test_volume_is_optional_and_other_numeric_columns_are_kept() -> None:
-    df = ohlcv(
-        **{"Adj Close": 1.5, "Flag": [True, False, True, False], "vix": pd.array([1, None, 3, 4], dtype="Int64")}
-    )
+    df = ohlcv(Flag=[True, False] * 2, vix=pd.array([1, None, 3, 4], dtype="Int64")).assign(**{"Adj Close": 1.5})
     bars = Bars.from_frame(df.drop(columns="Volume"))
     assert bars.volume is None
     assert list(bars.extra) == ["adj_close", "flag", "vix"]

@@ -232,8 +232,8 @@ def test_unhashable_arguments_are_refused() -> None:
 
 
 def test_an_indicator_may_use_others() -> None:
-    def twice(bars: Bars, n: int) -> Floats:
-        return bars.sma(n) + np.asarray(bars.indicator(spread, 1.0))
+    def twice(bars: Bars, n: int) -> Any:
+        return np.add(bars.sma(n), bars.indicator(spread, 1.0))
 
     bars = random_bars(10)
     np.testing.assert_array_equal(bars.indicator(twice, 2), bars.sma(2) + spread(bars, 1.0))
