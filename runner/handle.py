@@ -185,8 +185,9 @@ class _Collected:
     def add(self, blob: bytes) -> None:
         outcome = decode(blob)
         rows = slice(outcome.start, outcome.stop)
-        self.columns[:, rows] = outcome.metrics.T
-        self.n_done += len(outcome.metrics)
+        for kept, landed in zip(self.columns, outcome.columns, strict=True):
+            kept[rows] = landed
+        self.n_done += outcome.stop - outcome.start
         self.done[rows] = True
         self.errors.update(outcome.errors)
 

@@ -130,7 +130,7 @@ class RunChunk:
         plan = self.plan
         symbol, first = divmod(start, len(plan.space))
         bars = list(plan.bars.values())[symbol]
-        points = plan.space.rows(first, first + stop - start)
+        points = plan.space.points(first, first + stop - start)
         return run_batch(
             plan.strategy, bars, points, plan.execution, run_timeout_s=self.run_timeout_s, budget_s=CHUNK_S
         )

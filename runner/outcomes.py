@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,24 +18,23 @@ class Outcome:
 
     Attributes:
         start: first run.
-        metrics: float64 of shape (runs, len(METRICS)); NaN rows for failed runs.
+        columns: one float64 array a metric, in the order of METRICS; NaN for failed runs.
         errors: run (counted within the sweep) → what went wrong.
     """
 
     start: int
-    metrics: np.ndarray
+    columns: Sequence[np.ndarray] | np.ndarray
     errors: dict[int, RunError]
 
     @property
     def stop(self) -> int:
         """Last run + 1."""
-        return self.start + len(self.metrics)
+        return self.start + len(self.columns[0])
 
 
 def encode(outcome: Outcome) -> bytes:
     """Two Arrow IPC streams, metrics and errors, with the length of the first in front (8 bytes, big-endian)."""
-    columns = np.ascontiguousarray(outcome.metrics.T)
-    metrics = _write(dict(zip(METRICS, columns, strict=True)), {"start": str(outcome.start)})
+    metrics = _write(dict(zip(METRICS, outcome.columns, strict=True)), {"start": str(outcome.start)})
     failed = sorted(outcome.errors)
     rows = [outcome.errors[run] for run in failed]
     texts = {name: [getattr(row, name) for row in rows] for name in ("kind", "message", "traceback")}
@@ -44,12 +43,12 @@ def encode(outcome: Outcome) -> bytes:
 
 
 def decode(blob: bytes) -> Outcome:
-    """The inverse of `encode`; ``metrics`` comes in column order, which is how a table wants it."""
+    """The inverse of `encode`; the columns are views of what was read."""
     split = 8 + int.from_bytes(blob[:8], "big")
     metrics = _read(blob[8:split])
-    columns = np.array([column.to_numpy() for column in metrics.columns])
+    columns = [column.to_numpy() for column in metrics.columns]
     errors = {row.pop("run"): RunError(**row) for row in _read(blob[split:]).to_pylist()}
-    return Outcome(int(metrics.schema.metadata[b"start"]), columns.T, errors)
+    return Outcome(int(metrics.schema.metadata[b"start"]), columns, errors)
 
 
 def _write(columns: Mapping[str, Any], metadata: dict[str, str]) -> bytes:

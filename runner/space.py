@@ -121,8 +121,12 @@ class Space:
         return self.rows(position, position + 1)[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self), ITERATION_BLOCK):
-            yield from self.rows(start, min(start + ITERATION_BLOCK, len(self)))
+        return self.points(0, len(self))
+
+    def points(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        """Points start..stop-1 one after the other; a block of them is in memory at a time."""
+        for first in range(start, stop, ITERATION_BLOCK):
+            yield from self.rows(first, min(first + ITERATION_BLOCK, stop))
 
     def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
         """Points start..stop-1, one dictionary each."""

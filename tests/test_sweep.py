@@ -30,6 +30,7 @@ from runner.errors import (
     VersionMismatch,
 )
 from runner.store import Ledger
+from runner.strategy import ship
 from tests.support import ROOT, SECRET, Deployment, Worker, wait_until
 
 SP500 = runner.sample_data("SP500")
@@ -315,3 +316,12 @@ def test_a_strategy_without_parameters_is_one_run(team: Client) -> None:
         timeout=60, progress=False
     )
     check_equal(result, local("runner.strategies:buy_and_hold", runner.grid()))
+
+
+def test_code_that_cannot_be_loaded_on_the_worker_makes_rows_that_say_so(team: Client) -> None:
+    fresh = eval("lambda bars, n: bars.close > 1000 + n")  # noqa: S307 - code that no child has seen
+    key = f"runner:code:{ship(fresh)[0].digest}"
+    team._ledger.server.set(key, b"0" * 64 + b"forged")
+    result = team.sweep(fresh, SP500, runner.grid(n=range(20))).result(timeout=60, progress=False)
+    assert result.errors["kind"].to_list() == ["SignatureError"] * 20
+    team._ledger.server.delete(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ from typing import TypeVar
 
 import numpy as np
 import psutil
+import redis
 from billiard.common import terminate_handler_fired
 
 from runner import outcomes, signing
 from runner.bars import Bars, DataRef, sample_data
-from runner.engine.batch import BatchOutcome, RunError, run_batch
+from runner.engine.batch import BatchOutcome, RunError, run_batch, run_error
 from runner.engine.metrics import METRICS
-from runner.errors import RunnerError, SweepNotFound
+from runner.errors import SweepNotFound
 from runner.outcomes import Outcome
 from runner.spec import Execution, Sweep
 from runner.store import CHUNK_BUDGET_S, HARD_LIMIT_GRACE_S
@@ -88,22 +90,25 @@ def _run(held: Resources, sweep: Sweep, start: int, stop: int) -> _Done:
             at += len(batch.metrics)
             if len(batch.metrics) < part[2] - part[1] or seconds >= CHUNK_BUDGET_S:
                 break
-    return _Done(Outcome(start, np.concatenate(rows), errors), seconds)
+    return _Done(Outcome(start, np.ascontiguousarray(np.concatenate(rows).T), errors), seconds)
 
 
 def _run_part(held: Resources, sweep: Sweep, part: tuple[DataRef, int, int], budget_s: float) -> BatchOutcome:
-    """Points first..last-1 on one symbol. Code or prices that cannot be loaded here make each of them an error row."""
+    """Points first..last-1 on one symbol.
+
+    Whatever hinders all of them, code or prices that cannot be loaded here, is the error row of each: a chunk that
+    raised instead would be handed out again for ever.
+    """
     ref, first, last = part
     try:
         strategy = _strategy(held, sweep.strategy)
         bars = _bars(held, ref)
-    except SweepNotFound:
+        points = sweep.space.points(first, last)
+        return run_batch(strategy, bars, points, sweep.execution, run_timeout_s=sweep.run_timeout_s, budget_s=budget_s)
+    except (SweepNotFound, redis.RedisError):
         raise
-    except RunnerError as error:
-        failure = RunError(type(error).__name__, str(error), "")
-        return BatchOutcome(_nan_rows(last - first), dict.fromkeys(range(last - first), failure), 0.0)
-    points = sweep.space.rows(first, last)
-    return run_batch(strategy, bars, points, sweep.execution, run_timeout_s=sweep.run_timeout_s, budget_s=budget_s)
+    except Exception as error:  # noqa: BLE001 - see above
+        return BatchOutcome(_nan_rows(last - first), dict.fromkeys(range(last - first), run_error(error)), 0.0)
 
 
 def _poisoned(start: int) -> _Done:
@@ -111,7 +116,7 @@ def _poisoned(start: int) -> _Done:
         "this run killed the worker process that ran it, twice (a crash in C code, os._exit, out of memory, or longer "
         "than the time limit without returning to Python)"
     )
-    return _Done(Outcome(start, _nan_rows(1), {start: RunError("WorkerLost", message, "")}), 0.0)
+    return _Done(Outcome(start, _nan_rows(1).T, {start: RunError("WorkerLost", message, "")}), 0.0)
 
 
 def _nan_rows(n: int) -> np.ndarray:
@@ -171,4 +176,7 @@ def warm_up() -> None:
     """Load in a new child what its first run would wait for: the compiled kernel, Arrow, the indicator library."""
     bars = sample_data("SP500")[:50]
     done = run_batch(sma_cross, bars, [{"fast": 2, "slow": 5}], Execution(), run_timeout_s=60.0)
-    outcomes.decode(outcomes.encode(Outcome(0, done.metrics, done.errors)))
+    outcomes.decode(outcomes.encode(Outcome(0, done.metrics.T, done.errors)))
+    # What is loaded by now stays; without this the collector walks it again and again (a tenth of a second each time).
+    gc.collect()
+    gc.freeze()

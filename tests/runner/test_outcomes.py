@@ -18,14 +18,15 @@ errors = st.builds(RunError, kind=st.text(max_size=5), message=st.text(max_size=
     failed=st.dictionaries(st.integers(0, 10**9), errors),
 )
 def test_an_outcome_comes_back_to_the_last_bit(start: int, fill: list[float], failed: dict[int, RunError]) -> None:
-    metrics = np.outer(np.array(fill), np.ones(len(METRICS)))
-    back = decode(encode(Outcome(start, metrics, failed)))
+    columns = [np.array(fill) for _ in METRICS]
+    back = decode(encode(Outcome(start, columns, failed)))
     assert (back.start, back.stop) == (start, start + len(fill))
-    assert back.metrics.tobytes("C") == metrics.tobytes("C")
+    assert [column.tobytes() for column in back.columns] == [column.tobytes() for column in columns]
     assert back.errors == failed
 
 
 def test_a_million_equal_tracebacks_stay_small() -> None:
     error = RunError("ValueError", "no", "Traceback ...\n" * 100)
-    blob = encode(Outcome(0, np.full((10_000, len(METRICS)), np.nan), dict.fromkeys(range(10_000), error)))
+    columns = [np.full(10_000, np.nan) for _ in METRICS]
+    blob = encode(Outcome(0, columns, dict.fromkeys(range(10_000), error)))
     assert len(blob) < 500_000
