@@ -39,7 +39,7 @@ def encode(outcome: Outcome) -> bytes:
     rows = [outcome.errors[run] for run in failed]
     texts = {name: [getattr(row, name) for row in rows] for name in ("kind", "message", "traceback")}
     errors = _write({"run": np.array(failed, np.int64), **texts}, {})
-    return len(metrics).to_bytes(8, "big") + metrics + errors
+    return b"".join([len(metrics).to_bytes(8, "big"), metrics, errors])
 
 
 def decode(blob: bytes) -> Outcome:
@@ -51,7 +51,7 @@ def decode(blob: bytes) -> Outcome:
     return Outcome(int(metrics.schema.metadata[b"start"]), columns, errors)
 
 
-def _write(columns: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
+def _write(columns: Mapping[str, Any], metadata: dict[str, str]) -> memoryview:
     import pyarrow as pa
 
     types = {"kind": pa.string(), "message": pa.string(), "traceback": pa.string()}
@@ -62,8 +62,7 @@ def _write(columns: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
         writer.write_batch(batch)
-    written: bytes = sink.getvalue().to_pybytes()
-    return written
+    return memoryview(sink.getvalue())
 
 
 def _read(stream: bytes) -> Any:

@@ -30,6 +30,9 @@ from workers.resources import Resources
 
 T = TypeVar("T")
 
+# A chunk of fast runs has tens of thousands; in pieces it needs little more memory than its outcome.
+PIECE_RUNS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Following:
@@ -78,19 +81,18 @@ class _Done:
 
 def _run(held: Resources, sweep: Sweep, start: int, stop: int) -> _Done:
     """As many of the runs as fit into the budget, at least one."""
-    rows: list[np.ndarray] = []
+    columns: list[np.ndarray] = []
     errors: dict[int, RunError] = {}
     seconds, at = 0.0, start
     with _killed_after(CHUNK_BUDGET_S + sweep.run_timeout_s + HARD_LIMIT_GRACE_S):
-        for part in sweep.parts(start, stop):
+        while at < stop and seconds < CHUNK_BUDGET_S:
+            part = sweep.parts(at, min(at + PIECE_RUNS, stop))[0]
             batch = _run_part(held, sweep, part, CHUNK_BUDGET_S - seconds)
             errors.update({at + offset: error for offset, error in batch.errors.items()})
-            rows.append(batch.metrics)
+            columns.append(batch.metrics.T)
             seconds += batch.seconds
             at += len(batch.metrics)
-            if len(batch.metrics) < part[2] - part[1] or seconds >= CHUNK_BUDGET_S:
-                break
-    return _Done(Outcome(start, np.ascontiguousarray(np.concatenate(rows).T), errors), seconds)
+    return _Done(Outcome(start, np.concatenate(columns, axis=1), errors), seconds)
 
 
 def _run_part(held: Resources, sweep: Sweep, part: tuple[DataRef, int, int], budget_s: float) -> BatchOutcome:
