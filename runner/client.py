@@ -151,9 +151,10 @@ class Client:
 
     def attach(self, name: str) -> SweepHandle:
         """The sweep of that name, submitted from another notebook or on another day. Raises SweepNotFound."""
-        self._ledger.progress(name)
         sweep = Sweep.from_json(self._ledger.spec(name))
-        return self._handle(name, sweep, lambda symbol, params: self._rerun(sweep, symbol, params))
+        handle = self._handle(name, sweep, lambda symbol, params: self._rerun(sweep, symbol, params))
+        handle.progress()
+        return handle
 
     def workers(self) -> pd.DataFrame:
         """Live workers, one a row: host, queues, children, Python, seconds since the last heartbeat."""

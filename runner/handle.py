@@ -52,6 +52,7 @@ class SweepHandle:
         self._refill = refill
         self._collected = _Collected(len(sweep))
         self._seen = Progress("running", len(sweep), 0, 0, 0.0)
+        self._complete = False  # it has ended, and every outcome has been taken in
 
     def progress(self) -> Progress:
         """Where it stands now: one question to the server."""
@@ -141,7 +142,7 @@ class SweepHandle:
 
     def _absorb(self, wait_s: float) -> bool:
         """Take in what has landed, waiting at most ``wait_s`` for something to; returns whether the sweep has ended."""
-        if self._seen.ended:
+        if self._complete:
             return True
         collected = self._collected
         events = self._ledger.events(self.id, collected.after, wait_s)
@@ -150,11 +151,9 @@ class SweepHandle:
             collected.add(blob)
         if events:
             collected.after = events[-1].id
-        progress = self._ledger.progress(self.id)
-        if progress.ended and collected.n_done < progress.done:
-            return False  # commits that came between the two questions
-        self._seen = progress
-        return progress.ended
+        seen = self.progress()
+        self._complete = seen.ended and collected.n_done >= seen.done
+        return self._complete
 
     def _results(self, part: np.ndarray | None = None) -> Results:
         collected, sweep = self._collected, self._sweep

@@ -155,8 +155,11 @@ def test_a_sweep_can_be_awaited_and_iterated_asynchronously(team: Client) -> Non
 
 def test_another_client_attaches_and_replays(deployment: Deployment, team: Client) -> None:
     sweep = team.sweep(cross, SP500, GRID, execution=COSTS, name="mine")
+    wait_until(lambda: sweep.progress().ended, "it is done, though nobody has asked for its result")
     with Client(deployment.url, SECRET) as other:
-        attached = other.attach("mine").result(timeout=60, progress=False)
+        found = other.attach("mine")
+        assert "100 of 100 runs, done" in repr(found)
+        attached = found.result(timeout=60, progress=False)
     check_equal(attached, sweep.result(timeout=60, progress=False).frame)
     assert attached.replay(fast=5, slow=20).stats["trades"] == attached.frame.loc[("SP500", 5, 20), "trades"]
     with pytest.raises(SweepExists, match="'mine' exists"):
