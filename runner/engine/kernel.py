@@ -121,7 +121,19 @@ def simulate(
     first = deviations = squares = shortfalls = 0.0
     lowest, highest = math.inf, -math.inf
 
-    for bar in range(n):
+    bar = 0
+    while bar < n:
+        # Out of the market nothing moves: each return is 0, and adding 0 changes no sum. Only the next order matters.
+        if units == 0.0 and previous == cash and first == 0.0 and risk_free <= 0.0 and cash > 0.0:
+            until = _next_order(target, decided, bar, lag)
+            if until > bar:
+                below += until - bar if value < peak else 0
+                longest = max(longest, below)
+                lowest, highest = min(lowest, 0.0), max(highest, 0.0)
+                equity[bar:until] = cash  # of no bar when equity is not recorded
+                bar = until
+                continue
+
         changed = bar >= lag and target[bar - lag] != decided
         watched = has_stops and units != 0.0 and not changed
         stopped = watched and _reached(book, open_[bar], high[bar], low[bar])
@@ -150,6 +162,7 @@ def simulate(
         below = below + 1 if value < peak else 0
         longest = max(longest, below)
         depth = min(depth, value / peak)
+        bar += 1
 
     _measure_returns(metrics, first, deviations, squares, shortfalls, highest - lowest, risk_free, periods_per_year, n)
     _measure_growth(metrics, value / book.initial, depth, periods_per_year, n)
@@ -172,6 +185,16 @@ def _measure_growth(metrics: Floats, growth: float, depth: float, periods_per_ye
     metrics[1] = cagr
     metrics[5] = cagr / abs(depth - 1.0) if depth < 1.0 else math.nan
     metrics[6] = depth - 1.0
+
+
+@_jit
+def _next_order(target: Any, decided: float, bar: int, lag: int) -> int:
+    """The first bar from ``bar`` on at which the target, ``lag`` bars ago, was another than the decided one."""
+    n = len(target)
+    bar = max(bar, lag)
+    while bar < n and target[bar - lag] == decided:
+        bar += 1
+    return min(bar, n)
 
 
 @_jit

@@ -291,8 +291,8 @@ def test_functions_of_notebook_cells_run_in_processes() -> None:
     from nbclient import NotebookClient
     from nbformat import v4
 
-    cells = [v4.new_code_cell(source) for source in CELLS]  # type: ignore[no-untyped-call]  # nbformat has no types
-    notebook = v4.new_notebook(cells=cells)  # type: ignore[no-untyped-call]  # as above
+    cells = [v4.new_code_cell(source) for source in CELLS]
+    notebook = v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     shown = [output["data"]["text/plain"] for cell in notebook.cells for output in cell.outputs if "data" in output]
     assert shown[-2:] == ["(0, 3)", "[3, 6, 9]"]
