@@ -62,6 +62,11 @@ def vectorbt_runs(prices: runner.Bars) -> float:
         for name in VECTORBT_TRADES:
             getattr(portfolio.trades, name)()
         portfolio.drawdowns.max_duration()
+        portfolio.position_coverage()
+        portfolio.orders.fees.sum()
+        portfolio.trades.returns.max()
+        portfolio.trades.returns.min()
+        (portfolio.orders.size * portfolio.orders.price).sum()  # turnover
 
     run()
     return timed(run) / VECTORBT_RUNS

@@ -85,7 +85,7 @@ def measure(client: runner.Client, *, runs: int = 500_000, repeats: int = 5) -> 
     for _ in range(repeats):
         alone.append(timed(lambda: loop(prices, space)))
         together.append(timed(lambda: swept(client, prices, space)))
-        limits.append(limit(runs // 10))
+        limits.append(limit(runs // 5))
     ratios = [one / two for one, two in zip(alone, together, strict=True)]
     return Row(
         claim=f"{len(space):,} SMA crosses on {len(prices):,} bars, two workers over a plain loop in one process",
