@@ -16,7 +16,6 @@ RunnerError
 ├── SweepError              one sweep
 │   ├── SweepNotFound       no such sweep, or its results have expired
 │   ├── SweepExists         the name is taken
-│   ├── SweepCancelled      it was cancelled before it was done
 │   ├── SweepTimeout        not done within result(timeout=)  (a TimeoutError); it goes on
 │   └── RunFailed           a failed run was asked for its numbers
 ├── ExecutorError           a function or process of the local executor failed
@@ -86,10 +85,6 @@ class SweepNotFound(SweepError):
 
 class SweepExists(SweepError):
     """The name is taken by another sweep."""
-
-
-class SweepCancelled(SweepError):
-    """The sweep was cancelled before every run was done."""
 
 
 class SweepTimeout(SweepError, TimeoutError):

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,6 +111,14 @@ def test_the_run_that_kills_its_process_is_found_and_every_other_is_kept(deploym
     assert "killed the worker process" in result.errors["message"].iloc[0]
     assert result.frame["sharpe"].notna().sum() == 7
     assert deployment.worker.process.poll() is None
+
+
+def test_a_run_that_hangs_in_c_ends_as_a_row_that_says_so(team: Client) -> None:
+    def stuck(bars: Any, n: int) -> Any:
+        return deque(repeat(n), maxlen=0)  # for ever, and no signal or exception is looked at
+
+    result = team.sweep(stuck, SP500, runner.grid(n=[1]), run_timeout_s=0.5).result(timeout=100, progress=False)
+    assert "without returning to Python" in result.errors["message"].iloc[0]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
