@@ -16,7 +16,7 @@ FEES, SLIPPAGE = 0.001, 0.0005
 def demo(console: Console) -> None:
     """Run it on the stack or deployment that is there, else on one that ends with the demo."""
     prices = runner.sample_data("SP500")
-    space = runner.grid(fast=range(5, 80), slow=range(20, 310, 2), where=lambda p: p.fast < p.slow)
+    space = runner.grid(fast=range(5, 81), slow=range(20, 310, 2), where=lambda p: p.fast < p.slow)
     execution = runner.Execution(fees=FEES, slippage=SLIPPAGE)
     console.print(f"{len(space):,} backtests of a moving-average cross on {len(prices):,} days of the S&P 500,")
     console.print(f"with {FEES:.2%} fees and {SLIPPAGE:.2%} slippage an order.\n")

@@ -292,10 +292,10 @@ def test_the_demo_goes_from_nothing_to_the_best_run_and_leaves_nothing(run: Run,
     ended = run("demo")
     assert ended.returncode == 0, ended.stderr
     for words in (
-        "9,945 backtests",
+        "10,059 backtests",
         "Flower",
         "runs a second",
-        "best of 9,945 runs by sharpe",
+        "best of 10,059 runs by sharpe",
         "buy and hold",
         "runner up",
     ):
