@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from runner.handle import SweepHandle
     from runner.local import sweep
     from runner.results import Results
+    from runner.samples import sample_series
     from runner.single import Backtest, backtest
+    from runner.source import Source
     from runner.space import Space, grid, sample, uniform
     from runner.spec import Execution
 
@@ -26,6 +28,7 @@ __all__ = [
     "Execution",
     "Results",
     "RunnerError",
+    "Source",
     "Space",
     "SweepHandle",
     "__version__",
@@ -35,6 +38,7 @@ __all__ = [
     "grid",
     "sample",
     "sample_data",
+    "sample_series",
     "sweep",
     "uniform",
 ]
@@ -48,6 +52,7 @@ _HOME = {
     "Execution": "spec",
     "Results": "results",
     "RunnerError": "errors",
+    "Source": "source",
     "Space": "space",
     "SweepHandle": "handle",
     "attach": "client",
@@ -56,6 +61,7 @@ _HOME = {
     "grid": "space",
     "sample": "space",
     "sample_data": "bars",
+    "sample_series": "samples",
     "sweep": "local",
     "uniform": "space",
 }

@@ -17,6 +17,10 @@ QUEUE_FETCH = "fetch"
 QUEUES = (QUEUE_BACKTEST, QUEUE_FETCH)
 
 RUN_CHUNK = "tasks.backtest.run_chunk"
+FETCH_CHUNK = "tasks.fetch.fetch_chunk"
+TASKS = {QUEUE_BACKTEST: RUN_CHUNK, QUEUE_FETCH: FETCH_CHUNK}
+# Of a chunk's items, in Flower's list of tasks.
+ITEMS = {QUEUE_BACKTEST: "run", QUEUE_FETCH: "symbol"}
 
 # Redis has no priorities; kombu keeps one list a step and pops the lowest number first.
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
@@ -74,17 +78,17 @@ def make_app(url: str) -> Celery:
     return app
 
 
-def publish_chunk(app: Celery, secret: str, batch: str, start: int, priority: str) -> None:
+def publish_chunk(app: Celery, secret: str, batch: str, start: int, *, queue: str, priority: str) -> None:
     """Say to the workers: look at the ledger, this chunk is yours. Its id names the chunk, the same each time."""
-    task_id = f"{batch}:{start}"
-    envelope = seal(secret, task=RUN_CHUNK, task_id=task_id, now_s=time.time(), body={"batch": batch, "start": start})
+    task, task_id = TASKS[queue], f"{batch}:{start}"
+    envelope = seal(secret, task=task, task_id=task_id, now_s=time.time(), body={"batch": batch, "start": start})
     app.send_task(
-        RUN_CHUNK,
+        task,
         args=[envelope],
         task_id=task_id,
-        queue=QUEUE_BACKTEST,
+        queue=queue,
         priority=PRIORITIES[priority],
-        argsrepr=f"({batch}, from run {start:,})",
+        argsrepr=f"({batch}, from {ITEMS[queue]} {start:,})",
         ignore_result=True,
     )
 

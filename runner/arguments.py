@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,6 +139,21 @@ def _scalar(text: str) -> Scalar:
     return text
 
 
+def options(texts: Sequence[str]) -> dict[str, Any]:
+    """``feed=iex`` as options of a source.
+
+    Raises:
+        InputError: a text that is none, or one name twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier() or name in found:
+            raise InputError(f"{text!r}: expected NAME=VALUE, each name once, such as feed=iex.")
+        found[name] = _scalar(value)
+    return found
+
+
 def strategy_path(text: str) -> str:
     """MODULE:FUNCTION as it is; a bare name is one of the strategies that come with the package."""
     return text if ":" in text else f"runner.strategies:{text}"
@@ -176,6 +191,21 @@ def prices(text: str) -> Bars | dict[str, Bars]:
 def _symbol(many: dict[str, Bars], path: Path) -> str:
     """The only symbol's own name, else the file's."""
     return next(iter(many)) or path.name.partition(".")[0]
+
+
+def write(fetched: Mapping[str, Any], file: Path) -> None:
+    """Fetched bars or series as one table with a ``symbol`` column, which `prices` reads again."""
+    import pandas as pd
+
+    from runner.bars import Bars
+
+    parts = []
+    for symbol, value in fetched.items():
+        frame = value.to_frame() if isinstance(value, Bars) else value.to_frame("value")
+        frame.insert(0, "symbol", symbol)
+        parts.append(frame)
+    table = pd.concat(parts)
+    table.to_parquet(file) if file.suffix == ".parquet" else table.to_csv(file)
 
 
 def output(text: str) -> Path:

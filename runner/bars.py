@@ -11,7 +11,7 @@ from importlib import resources
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
-from runner import columns, frames, indicators, ipc
+from runner import codec, columns, frames, indicators, joining
 from runner.columns import Floats, Times
 from runner.errors import BarsError
 from runner.periods import periods_per_year
@@ -28,7 +28,7 @@ class DataRef:
 
     Attributes:
         symbol: what people call the series; it takes no part in the digest.
-        digest: SHA-256 of the content, in hex.
+        digest: SHA-256 of the content, in hex; "" while the bars are still to be fetched.
         n_bars: how many bars there are.
     """
 
@@ -179,19 +179,21 @@ class Bars:
         return frames.build(self.time, self._ordered())
 
     def to_bytes(self) -> bytes:
-        """Arrow IPC of the content and the symbol, lossless and uncompressed."""
-        return ipc.dump(self.time, self._ordered(), {"symbol": self.symbol, "digest": self.digest})
+        """The content and the symbol, lossless and compact, see `runner.codec`."""
+        return codec.pack(self.time, self._ordered(), {"symbol": self.symbol, "digest": self.digest})
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> Self:
         """The inverse of `to_bytes`; raises BarsError when the content is not what its digest says."""
-        time, named, metadata = ipc.load(payload)
+        time, named, metadata = codec.unpack(payload)
         prices = {name: named.pop(name, None) for name in columns.OHLCV}
-        bars = cls(time=time, **prices, extra=named, symbol=metadata.get("symbol", ""))
+        words = "these bytes are damaged: the prices in them do not have the digest that stands beside them."
+        try:
+            bars = cls(time=time, **prices, extra=named, symbol=metadata.get("symbol", ""))
+        except BarsError as error:
+            raise BarsError(words) from error
         if bars.digest != metadata.get("digest"):
-            raise BarsError(
-                "these bytes are damaged: the prices in them do not have the digest that stands beside them."
-            )
+            raise BarsError(words)
         return bars
 
     def __reduce__(self) -> tuple[Callable[[bytes], Bars], tuple[bytes]]:
@@ -200,6 +202,32 @@ class Bars:
     def with_symbol(self, symbol: str) -> Bars:
         """The same bars under another name."""
         return Bars(time=self.time, **self._named(), extra=self.extra, symbol=symbol)
+
+    def join(
+        self,
+        series: pd.Series[Any] | pd.DataFrame,
+        *,
+        lag: joining.Span,
+        name: str | None = None,
+        max_age: joining.Span | None = None,
+    ) -> Bars:
+        """New bars with the series as further columns: at each bar the latest value known before its close, else NaN.
+
+        A value dated t is known from t + lag on; one that comes at the very moment of a close is too late for it, so
+        with lag="1d" a daily bar has the value of the day before. When a bar closes is read off the stamps alone (see
+        `runner.joining.closes`): daily bars end at midnight UTC. If you fill at an earlier close, add the difference.
+
+        Args:
+            series: numbers by time, naive times in UTC, sorted. A NaN is no value: the one before it stands.
+            lag: "1d", "36h" or a timedelta; "0s" only if each value was known at the time that it carries.
+            name: of the new column, instead of the series' own.
+            max_age: a value known for longer than this at a close is NaN, so that a dead feed is not traded on.
+
+        Raises:
+            InputError: no length of time; BarsError: a series that cannot be joined, or a name that is taken.
+        """
+        named = joining.joined(self.time, series, lag=lag, name=name, max_age=max_age, taken=self.extra)
+        return Bars(time=self.time, **self._named(), extra={**self.extra, **named}, symbol=self.symbol)
 
     # Reading
 

@@ -1,4 +1,4 @@
-"""The command `runner`: a local stack, workers, sweeps. Exit codes: 0 done, 1 RunnerError, 2 usage, 130 Ctrl-C."""
+"""The command `runner`: a stack, workers, prices, sweeps. Exit codes: 0 done, 1 RunnerError, 2 usage, 130 Ctrl-C."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ class Part(StrEnum):
     FLOWER = "flower"
 
 
+class Adjustment(StrEnum):
+    """What `runner fetch` corrects raw prices for."""
+
+    ALL = "all"
+    SPLITS = "splits"
+    NONE = "none"
+
+
 def main() -> NoReturn:
     """Run the command line; the entry point of `runner` and of `python -m runner`."""
     try:
@@ -75,13 +83,14 @@ def _options(
 def up(
     workers: Workers = None,
     port: Annotated[int, typer.Option(help="The server's port; 0 is any that is free.")] = 0,
+    fetch: Annotated[bool, typer.Option(help="Start a worker that fetches prices.")] = True,
     flower: Annotated[bool, typer.Option(help="Start Flower.")] = True,
 ) -> None:
     """Start a server, workers and Flower here, until Ctrl-C or `runner down`."""
     from runner import settings, stack, supervisor, terminal
 
     stack.refuse_windows()
-    wanted = supervisor.options(workers=workers, flower=flower, port=port, home=settings.load().home)
+    wanted = supervisor.options(workers=workers, fetch=fetch, flower=flower, port=port, home=settings.load().home)
     console = _console()
     console.print(f"Starting; logs are in {wanted.home} ...", soft_wrap=True)
     supervisor.supervise(wanted, lambda info: console.print(terminal.how_to_use(info), crop=False))
@@ -110,8 +119,10 @@ def status() -> None:
 
 @app.command()
 def worker(
-    queues: Annotated[str, typer.Option(help="Comma-separated: backtest, fetch.")] = "backtest",
-    concurrency: Annotated[int | None, typer.Option(help="Runs at a time; one a core when not given.")] = None,
+    queues: Annotated[str, typer.Option(help="backtest or fetch.")] = "backtest",
+    concurrency: Annotated[
+        int | None, typer.Option(help="Backtests at a time, one a core; of fetch its threads, 8.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Its name; made when not given.")] = None,
 ) -> None:
     """Run one more worker of the deployment at RUNNER_URL, or of the stack that runs here."""
@@ -202,11 +213,60 @@ def sweep(
 
 
 @app.command()
-def demo() -> None:
-    """Run ten thousand backtests of the S&P 500, from nothing to the best run."""
+def fetch(
+    *,
+    symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL...", help="As the provider spells them.")],
+    source: Annotated[str, typer.Option(help="binance, coinbase, kraken, fred, wikipedia, ...: see docs/data.md.")],
+    interval: Annotated[str, typer.Option(help="Length of a bar: 1m, 1h, 1d, ...")] = "1d",
+    start: Annotated[str | None, typer.Option(help="First date or time, UTC.")] = None,
+    end: Annotated[str | None, typer.Option(help="Where it ends, itself left out; now when not given.")] = None,
+    adjust: Annotated[Adjustment, typer.Option(help="Correct raw prices of shares for ...")] = Adjustment.ALL,
+    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the provider, such as feed=iex.")] = None,
+    out: Annotated[str | None, typer.Option(help="Write the prices to this .parquet or .csv file.")] = None,
+) -> None:
+    """Fetch prices, or a series of alternative data, through the workers and the shared cache."""
+    import runner
+    from runner import arguments, terminal
+
+    file = _usage("--out", arguments.output, out) if out else None
+    options = _usage("--option", arguments.options, option or [])
+    with runner.connect() as client:
+        fetched = client.fetch(
+            symbols, source=source, interval=interval, start=start, end=end, adjust=adjust.value, **options
+        )
+    _console().print(terminal.fetched(fetched))
+    if file and fetched:
+        arguments.write(fetched, file)
+        typer.echo(f"{len(fetched):,} symbols are in {file}.")
+    raise typer.Exit(1 if fetched.errors else 0)
+
+
+@app.command()
+def metrics(
+    address: Annotated[str, typer.Option(help="0.0.0.0 only in a container: they need no login.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where to listen.", min=1, max=65535)] = 9464,
+) -> None:
+    """Serve the deployment's health to Prometheus at /metrics, until Ctrl-C."""
+    from runner import exporter, stack, store
+
+    url, secret = stack.deployment()
+    ledger = store.Ledger(store.connect(url))
+    ledger.check(url, secret)
+    with exporter.serving(ledger, address, port) as (bound, wait):
+        typer.echo(f"http://{address}:{bound}/metrics")
+        wait()
+
+
+@app.command()
+def demo(
+    live: Annotated[
+        str | None, typer.Option(metavar="SYMBOL", help="Fetch this symbol from Binance, over the internet.")
+    ] = None,
+) -> None:
+    """Fetch prices and run ten thousand backtests on them, from nothing to the best run."""
     from runner.demo import demo as run
 
-    run(_console())
+    run(_console(), live=live)
 
 
 def _space(grid: list[str], where: str | None) -> Space:

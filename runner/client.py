@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from runner import settings, store
-from runner.app import PRIORITIES, QUEUE_BACKTEST, make_app, publish_chunk
+from runner import fetching, settings, store
+from runner.app import PRIORITIES, QUEUE_BACKTEST, QUEUE_FETCH, make_app, publish_chunk
 from runner.bars import Bars, DataRef
 from runner.errors import BrokerError, BrokerUnreachable, InputError, SettingsError, VersionMismatch
 from runner.handle import SweepHandle
 from runner.plan import Plan, make_plan
+from runner.pulse import Health
 from runner.signing import sign_code, verify_code
+from runner.source import Adjust, Option, Source
 from runner.spec import RUN_TIMEOUT_S, Execution, Sweep
+from runner.store import Work, feeding
 from runner.strategy import PYTHON, Strategy, StrategyRef, resolve, ship
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from runner.plan import Data
     from runner.single import Backtest
+    from runner.source import Moment
     from runner.space import Space
     from runner.stack import LocalStack
 
@@ -110,7 +117,7 @@ class Client:
     def sweep(
         self,
         strategy: Strategy | str,
-        data: Bars | pd.DataFrame | Mapping[str, Bars | pd.DataFrame],
+        data: Data | Source,
         space: Space,
         *,
         execution: Execution | None = None,
@@ -122,7 +129,8 @@ class Client:
 
         Args:
             strategy: ``(bars, **parameters)`` → target position for each bar: bool, or a fraction of equity.
-            data: one symbol's prices, or {symbol: prices}.
+            data: one symbol's prices, {symbol: prices}, or a `runner.Source`: then workers fetch them, and a symbol's
+                runs begin as its prices land, whatever becomes of this process.
             space: `runner.grid` or `runner.sample`.
             execution: costs, fills and stops; by default none, filled at the next bar's open.
             name: to attach by; made of strategy and symbol when not given.
@@ -134,25 +142,82 @@ class Client:
             SweepExists: ``name`` is taken.
             VersionMismatch: a worker's Python cannot load this strategy's code.
         """
-        plan = make_plan(strategy, data, space, execution)
+        plan = make_plan(strategy, data.ending(time.time_ns()) if isinstance(data, Source) else data, space, execution)
         if priority not in PRIORITIES:
             raise InputError(f"priority={priority!r}: expected {', '.join(PRIORITIES)}.")
         ref, code = ship(plan.strategy)
         self._check_workers(ref)
-        names = {
-            symbol: DataRef(symbol=symbol, digest=bars.digest, n_bars=len(bars)) for symbol, bars in plan.bars.items()
-        }
         sweep = Sweep(
-            strategy=ref, data=tuple(names.values()), space=space, execution=plan.execution, run_timeout_s=run_timeout_s
+            strategy=ref,
+            data=tuple(bars.ref for bars in plan.bars.values())
+            if plan.source is None
+            else tuple(DataRef(symbol, "", 0) for symbol in plan.source.symbols),
+            space=space,
+            execution=plan.execution,
+            run_timeout_s=run_timeout_s,
+            source=plan.source,
         )
-        batch = _checked_name(name) if name is not None else _made_name(ref.name, list(plan.bars))
+        batch = _checked_name(name) if name is not None else _made_name(ref.name, plan.symbols)
         self._submit(batch, sweep, plan, code, priority)
-        return self._handle(batch, sweep, plan.backtest)
+        return self._handle(batch, sweep, plan.backtest if plan.source is None else None)
+
+    def fetch(
+        self,
+        symbols: str | Iterable[str],
+        *,
+        source: str,
+        interval: str = "1d",
+        start: Moment | None = None,
+        end: Moment | None = None,
+        adjust: Adjust = "all",
+        progress: bool = True,
+        timeout: float | None = None,
+        **options: Option,
+    ) -> Any:
+        """Prices, or a series of alternative data, from a provider: by the fetch workers, through the shared cache.
+
+        Only what no cache has is asked of the provider.
+
+        Args:
+            symbols: one, or many: a thousand are one call.
+            source: the provider: binance, coinbase, kraken, fred, ...; docs/data.md shows each.
+            interval: length of a bar, such as "1m" or "1d".
+            start: first moment, as a date or time; UTC when it says nothing else.
+            end: moment at which it ends, itself left out; now when not given.
+            adjust: "all", "splits" or "none": how raw prices of shares are corrected, see `runner.Source`.
+            progress: show a bar, driven from this thread.
+            timeout: seconds to wait; None waits as long as it takes.
+            options: further options of the provider.
+
+        Returns:
+            Of one symbol its Bars, or from a provider of alternative data a Series indexed by time; of many a
+            `Fetched` {symbol: either}, with those that failed in its ``errors``.
+
+        Raises:
+            SettingsError: a value that cannot be right.
+            SymbolUnknown, NoData, SourceRefused, SourceUnavailable, BadAnswer: the one symbol could not be had.
+            SweepTimeout: not done within ``timeout``.
+        """
+        wanted = Source(source, symbols, interval=interval, start=start, end=end, adjust=adjust, **options)
+        wanted = wanted.ending(time.time_ns())
+        batch = _made_name(f"fetch-{source}", wanted.symbols)
+        self._ledger.reserve(batch)
+        try:
+            self._ledger.activate(batch, _fetch_work(wanted, "normal"))
+            self._fill_window(batch, QUEUE_FETCH, "normal")
+            fetched = fetching.collect(self._ledger, batch, wanted, progress=progress, timeout_s=timeout)
+        finally:
+            self._ledger.turn(batch, "cancelled")
+            self._ledger.remove(batch)
+        if isinstance(symbols, str) and fetched.errors:
+            raise fetched.errors[symbols]
+        for words in fetching.complaints(fetched, wanted):
+            warnings.warn(words, stacklevel=2)
+        return fetched[symbols] if isinstance(symbols, str) else fetched
 
     def attach(self, name: str) -> SweepHandle:
         """The sweep of that name, submitted from another notebook or on another day. Raises SweepNotFound."""
-        sweep = Sweep.from_json(self._ledger.spec(name))
-        handle = self._handle(name, sweep, lambda symbol, params: self._rerun(sweep, symbol, params))
+        handle = self._handle(name, Sweep.from_json(self._ledger.spec(name)), None)
         handle.progress()
         return handle
 
@@ -163,6 +228,10 @@ class Client:
         columns = ["name", "host", "pid", "queues", "concurrency", "python", "version", "age_s"]
         return pd.DataFrame(self._ledger.workers(), columns=columns).set_index("name")
 
+    def health(self) -> Health:
+        """Hit rates, success rates and queues against their targets; of each live worker and of all together."""
+        return Health.of(self._ledger)
+
     def _submit(self, batch: str, sweep: Sweep, plan: Plan, code: bytes | None, priority: str) -> None:
         self._ledger.reserve(batch)
         try:
@@ -171,23 +240,26 @@ class Client:
             for bars in plan.bars.values():
                 if not self._ledger.has("data", bars.digest, batch):
                     self._ledger.put("data", bars.digest, bars.to_bytes(), batch)
-            limit_s = store.CHUNK_BUDGET_S + sweep.run_timeout_s + 2 * store.HARD_LIMIT_GRACE_S
-            self._ledger.activate(batch, spec=sweep.to_json(), total=len(sweep), limit_s=limit_s, priority=priority)
+            fed = {"feeds": batch, "points": len(plan.space)}
+            feeder = None if plan.source is None else _fetch_work(plan.source, priority, **fed)
+            self._ledger.activate(batch, _sweep_work(sweep, priority), feeder)
         except BaseException:
             self._ledger.remove(batch)
             raise
-        self._fill_window(batch, priority)
+        if plan.source is not None:
+            self._fill_window(feeding(batch), QUEUE_FETCH, priority)
+        self._fill_window(batch, QUEUE_BACKTEST, priority)
 
-    def _fill_window(self, batch: str, priority: str) -> None:
+    def _fill_window(self, batch: str, queue: str, priority: str) -> None:
         """Publish the first chunks. Should this fail half-way, the workers' reconciler publishes the rest."""
-        slots = self._ledger.slots(QUEUE_BACKTEST)
+        slots = self._ledger.slots(queue)
         if not slots:
             warnings.warn(
-                f"no live worker on the queue {QUEUE_BACKTEST!r}: the sweep waits for one (`runner worker`).",
+                f"no live worker on the queue {queue!r}: {batch} waits for one (`runner worker --queues {queue}`).",
                 stacklevel=4,
             )
         for start in self._ledger.top_up(batch, slots):
-            publish_chunk(self._app, self._secret, batch, start, priority)
+            publish_chunk(self._app, self._secret, batch, start, queue=queue, priority=priority)
 
     def _check_workers(self, ref: StrategyRef) -> None:
         if ref.path is not None:
@@ -200,19 +272,29 @@ class Client:
                     "an installed package."
                 )
 
-    def _handle(self, batch: str, sweep: Sweep, rerun: Callable[[str, dict[str, Any]], Backtest]) -> SweepHandle:
+    def _handle(self, batch: str, sweep: Sweep, rerun: Callable[[str, dict[str, Any]], Backtest] | None) -> SweepHandle:
+        """``rerun`` makes a run again here; None takes code and prices from the server."""
         return SweepHandle(
-            batch, sweep, self._ledger, rerun, lambda: self._fill_window(batch, self._ledger.priority(batch))
+            batch,
+            sweep,
+            self._ledger,
+            rerun or (lambda symbol, params: self._rerun(batch, sweep, symbol, params)),
+            lambda: self._fill_window(batch, *self._ledger.route(batch)),
         )
 
-    def _rerun(self, sweep: Sweep, symbol: str, params: dict[str, Any]) -> Backtest:
+    def _rerun(self, batch: str, sweep: Sweep, symbol: str, params: dict[str, Any]) -> Backtest:
         from runner.single import backtest
 
         ref = sweep.strategy
         signed = self._ledger.get("code", ref.digest) if ref.path is None else None
         strategy = resolve(ref, verify_code(self._secret, signed) if signed is not None else None)
-        digest = next(data.digest for data in sweep.data if data.symbol == symbol)
-        blob = self._ledger.get("data", digest)
+        item = next(i for i, data in enumerate(sweep.data) if data.symbol == symbol)
+        landed: dict[str, Any] = {"digest": sweep.data[item].digest}
+        if sweep.source is not None:
+            landed = json.loads(self._ledger.landed(batch, item) or b"{}")
+        if "error" in landed:
+            raise fetching.error_of(landed["error"])
+        blob = self._ledger.get("data", landed.get("digest", ""))
         if blob is None:
             raise BrokerError(
                 f"the prices of {symbol!r} are no longer on the server: pass them to runner.backtest instead."
@@ -226,7 +308,31 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _made_name(strategy: str, symbols: list[str]) -> str:
+def _sweep_work(sweep: Sweep, priority: str) -> Work:
+    return Work(
+        spec=sweep.to_json(),
+        total=len(sweep),
+        queue=QUEUE_BACKTEST,
+        limit_s=store.CHUNK_BUDGET_S + sweep.run_timeout_s + 2 * store.HARD_LIMIT_GRACE_S,
+        priority=priority,
+        fed=sweep.source is not None,
+    )
+
+
+def _fetch_work(source: Source, priority: str, *, feeds: str = "", points: int = 0) -> Work:
+    return Work(
+        spec=json.dumps(source.to_wire()),
+        total=len(source),
+        queue=QUEUE_FETCH,
+        limit_s=store.CHUNK_BUDGET_S + store.SYMBOL_TIMEOUT_S + 2 * store.HARD_LIMIT_GRACE_S,
+        priority=priority,
+        feeds=feeds,
+        points=points,
+        retention_s=store.RETENTION_S if feeds else store.FETCH_RETENTION_S,
+    )
+
+
+def _made_name(strategy: str, symbols: Sequence[str]) -> str:
     """sma-cross-btcusdt-7f3a: readable, and unlike any other."""
     what = symbols[0] if len(symbols) == 1 else f"{len(symbols)}-symbols"
     words = re.sub(r"[^a-z0-9]+", "-", f"{strategy}-{what}".lower()).strip("-")

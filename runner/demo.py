@@ -1,28 +1,41 @@
-"""`runner demo`: the main job, end to end: a sweep of the S&P 500 by real Celery workers over a real server."""
+"""`runner demo`: the main job, end to end: prices fetched over HTTP, then swept by real Celery workers."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.text import Text
 
 import runner
 from runner import stack, strategies, terminal
+from runner.errors import StackError
 
 FEES, SLIPPAGE = 0.001, 0.0005
+# Binance began in July 2017.
+LIVE_START = "2017-08-01"
 
 
-def demo(console: Console) -> None:
-    """Run it on the stack or deployment that is there, else on one that ends with the demo."""
-    prices = runner.sample_data("SP500")
+def demo(console: Console, *, live: str | None = None) -> None:
+    """Run it on the stack or deployment that is there, else on one that ends with the demo.
+
+    Args:
+        console: where it prints.
+        live: fetch this symbol's daily bars from Binance instead of the packaged ones from a server on this machine.
+    """
     space = runner.grid(fast=range(5, 81), slow=range(20, 310, 2), where=lambda p: p.fast < p.slow)
     execution = runner.Execution(fees=FEES, slippage=SLIPPAGE)
-    console.print(f"{len(space):,} backtests of a moving-average cross on {len(prices):,} days of the S&P 500,")
-    console.print(f"with {FEES:.2%} fees and {SLIPPAGE:.2%} slippage an order.\n")
     console.print("Starting a server, workers and Flower here, unless they run already ...")
     with runner.connect(start=True) as client:
         _say_where(console, client)
+        prices = _fetch(console, client, live)
+        console.print(f"{len(space):,} backtests of a moving-average cross on {len(prices):,} days of {prices.symbol},")
+        console.print(f"with {FEES:.2%} fees and {SLIPPAGE:.2%} slippage an order.\n")
         began = time.perf_counter()
         sweep = client.sweep(strategies.sma_cross, prices, space, execution=execution)
         results = sweep.result()
@@ -35,9 +48,42 @@ def demo(console: Console) -> None:
     _compare(console, results, prices, execution)
 
 
+def _fetch(console: Console, client: runner.Client, live: str | None) -> runner.Bars:
+    """Over HTTP either way: the stand-in speaks Binance's format and serves the packaged S&P 500."""
+    began = time.perf_counter()
+    prices: runner.Bars
+    if live is not None:
+        prices = client.fetch(live, source="binance", interval="1d", start=LIVE_START)
+    else:
+        with _provider() as url:
+            base_url = f"{url}/binance"
+            prices = client.fetch(
+                "SP500", source="binance", interval="1d", start="1999-01-01", end="2019-01-01", base_url=base_url
+            )
+    took_s = time.perf_counter() - began
+    console.print(f"Fetched {len(prices):,} bars of {prices.symbol} over HTTP in {took_s:.1f} s.")
+    return prices
+
+
+@contextmanager
+def _provider() -> Iterator[str]:
+    """A provider's stand-in on this machine, which ends with the block, or with this process."""
+    command = [sys.executable, "-m", "workers.standin", "--port", "0"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else b""
+            if not line:
+                raise StackError("the demo's provider did not start: run `python -m workers.standin` to see why.")
+            yield str(json.loads(line)["url"])
+        finally:
+            process.terminate()
+
+
 def _say_where(console: Console, client: runner.Client) -> None:
     info = stack.running()
-    console.print(f"Server {client.url}, {client.workers()['concurrency'].sum()} worker processes.")
+    workers = client.workers()
+    backtest = workers[[queues == ["backtest"] for queues in workers["queues"]]]
+    console.print(f"Server {client.url}, {backtest['concurrency'].sum()} worker processes.")
     if info and info.flower_url:
         console.print(Text(f"Flower, to watch them: {terminal.flower(info)}\n"), soft_wrap=True)
 
@@ -55,7 +101,8 @@ def _compare(console: Console, results: runner.Results, prices: runner.Bars, exe
         "    client = runner.connect()\n"
         "    space = runner.grid(fast=range(5, 60), slow=range(20, 240, 2), where=lambda p: p.fast < p.slow)\n"
         '    sweep = client.sweep("runner.strategies:sma_cross", runner.sample_data("SP500"), space)\n'
-        "    sweep.result().best()",
+        "    sweep.result().best()\n"
+        '    prices = client.fetch("BTCUSDT", source="binance", interval="1d", start="2018-01-01")',
         highlight=False,
         soft_wrap=True,
     )

@@ -18,6 +18,12 @@ RunnerError
 │   ├── SweepExists         the name is taken
 │   ├── SweepTimeout        not done within result(timeout=)  (a TimeoutError); it goes on
 │   └── RunFailed           a failed run was asked for its numbers
+├── FetchError              data that could not be had from a provider
+│   ├── SymbolUnknown       the provider does not know the symbol
+│   ├── NoData              the provider has nothing in that range
+│   ├── SourceRefused       key missing, expired or banned; a redirect that must not be followed
+│   ├── SourceUnavailable   no good answer in time: 5xx, 429, time-outs, dropped connections, an open breaker
+│   └── BadAnswer           not what the provider documents: HTML, wrong JSON, wrong columns, too large
 ├── ExecutorError           a function or process of the local executor failed
 └── StackError              a local server, worker or Flower did not start or stop
 """
@@ -93,6 +99,30 @@ class SweepTimeout(SweepError, TimeoutError):
 
 class RunFailed(SweepError):
     """A failed run was asked for its numbers."""
+
+
+class FetchError(RunnerError):
+    """Data that could not be had from a provider; the message names provider, symbol and range."""
+
+
+class SymbolUnknown(FetchError):
+    """The provider does not know the symbol."""
+
+
+class NoData(FetchError):
+    """The provider has nothing in that range."""
+
+
+class SourceRefused(FetchError):
+    """The provider will not serve us: key missing, expired or banned; or it led to a place we must not go."""
+
+
+class SourceUnavailable(FetchError):
+    """No good answer in time: it may work later."""
+
+
+class BadAnswer(FetchError):
+    """An answer that is not what the provider documents; it was not kept."""
 
 
 class ExecutorError(RunnerError):

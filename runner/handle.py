@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +14,16 @@ import numpy as np
 from runner.app import PRIORITIES
 from runner.engine.metrics import METRICS
 from runner.errors import InputError, SweepTimeout
+from runner.following import BEAT_S, Follower
 from runner.outcomes import decode
 from runner.progressbar import ProgressBar
 from runner.results import Results
 from runner.spec import Sweep
-from runner.store import Ledger, Progress
+from runner.store import Ledger, Progress, feeding
 
 if TYPE_CHECKING:
     from runner.engine.batch import RunError
     from runner.single import Backtest
-
-# How long one wait on the event stream lasts: the beat at which a bar moves when nothing lands, and Ctrl-C is heard.
-BEAT_S = 0.5
 
 
 class SweepHandle:
@@ -51,13 +50,16 @@ class SweepHandle:
         self._rerun = rerun
         self._refill = refill
         self._collected = _Collected(len(sweep))
-        self._seen = Progress("running", len(sweep), 0, 0, 0.0)
-        self._complete = False  # it has ended, and every outcome has been taken in
+        self._follower = Follower(ledger, name, len(sweep))
+        self._fetched = Progress("running", len(sweep.data), 0, 0, 0.0)  # of the fetch that feeds it
+
+    @property
+    def _seen(self) -> Progress:
+        return self._follower.seen
 
     def progress(self) -> Progress:
         """Where it stands now: one question to the server."""
-        self._seen = self._ledger.progress(self.id)
-        return self._seen
+        return self._follower.refresh()
 
     def result(self, timeout: float | None = None, *, progress: bool = True) -> Results:
         """Wait for the end and return every run. A cancelled sweep returns the runs that were done.
@@ -74,16 +76,17 @@ class SweepHandle:
         with ProgressBar(self.id, len(self._sweep), shown=progress) as bar:
             try:
                 while not self._absorb(min(BEAT_S, max(0.0, deadline - time.monotonic()))):
-                    bar.show(self._seen.done, _note(self._seen))
+                    bar.show(self._seen.done, self._note())
                     if time.monotonic() >= deadline:
                         raise SweepTimeout(
                             f"{self.id}: {self._seen.done:,} of {self._seen.total:,} runs done after {timeout:g} s; "
                             "it goes on: call result() again to wait longer, or cancel()."
                         )
-                bar.show(self._seen.done, _note(self._seen))
+                bar.show(self._seen.done, self._note())
             except KeyboardInterrupt:
                 bar.say(f"stopped waiting; the sweep goes on. Come back with: runner.attach({self.id!r})")
                 raise
+        self._warn_of_stale()
         return self._results()
 
     def __await__(self) -> Generator[Any, None, Results]:
@@ -111,8 +114,10 @@ class SweepHandle:
             yield part
 
     def cancel(self) -> None:
-        """End it now; runs that are done stay. Cancelling what has ended does nothing."""
+        """End it now, and the fetch that feeds it; runs that are done stay. Cancelling what has ended does nothing."""
         self._ledger.turn(self.id, "cancelled")
+        if self._sweep.source is not None:
+            self._ledger.turn(feeding(self.id), "cancelled")
 
     def pause(self) -> None:
         """Start no further chunk until `resume`."""
@@ -128,6 +133,8 @@ class SweepHandle:
         if priority not in PRIORITIES:
             raise InputError(f"priority={priority!r}: expected {', '.join(PRIORITIES)}.")
         self._ledger.set_priority(self.id, priority)
+        if self._sweep.source is not None:
+            self._ledger.set_priority(feeding(self.id), priority)
 
     def __repr__(self) -> str:
         return f"<sweep {self.id}: {_line(self._seen)}>"
@@ -142,18 +149,28 @@ class SweepHandle:
 
     def _absorb(self, wait_s: float) -> bool:
         """Take in what has landed, waiting at most ``wait_s`` for something to; returns whether the sweep has ended."""
-        if self._complete:
-            return True
-        collected = self._collected
-        events = self._ledger.events(self.id, collected.after, wait_s)
-        starts = [event.start for event in events if event.start is not None]
-        for blob in self._ledger.outcomes(self.id, starts):
-            collected.add(blob)
-        if events:
-            collected.after = events[-1].id
-        seen = self.progress()
-        self._complete = seen.ended and collected.n_done >= seen.done
-        return self._complete
+        for blob in self._follower.look(wait_s):
+            self._collected.add(blob)
+        if self._sweep.source is not None and not self._fetched.ended:
+            self._fetched = self._ledger.progress(feeding(self.id))
+        return self._follower.complete
+
+    def _note(self) -> str:
+        seen, fetched, parts = self._seen, self._fetched, []
+        if self._sweep.source is not None and not fetched.ended:
+            parts.append(f"{fetched.done:,} of {fetched.total:,} symbols fetched")
+        parts += [f"{seen.failed:,} failed"] * (seen.failed > 0) + ["paused"] * (seen.state == "paused")
+        return ", ".join(parts)
+
+    def _warn_of_stale(self) -> None:
+        """Say which prices are old because the provider did not answer."""
+        stale = self._ledger.stale(self.id) if self._sweep.source is not None else []
+        if stale:
+            warnings.warn(
+                f"{self.id}: the provider did not answer for {len(stale):,} symbols ({', '.join(stale[:3])}): their "
+                "prices are from the cache and end earlier.",
+                stacklevel=3,
+            )
 
     def _results(self, part: np.ndarray | None = None) -> Results:
         collected, sweep = self._collected, self._sweep
@@ -178,15 +195,12 @@ class _Collected:
         self.columns = np.empty((len(METRICS), total))
         self.done = np.zeros(total, dtype=bool)
         self.errors: dict[int, RunError] = {}
-        self.n_done = 0
-        self.after = b"0"
 
     def add(self, blob: bytes) -> None:
         outcome = decode(blob)
         rows = slice(outcome.start, outcome.stop)
         for kept, landed in zip(self.columns, outcome.columns, strict=True):
             kept[rows] = landed
-        self.n_done += outcome.stop - outcome.start
         self.done[rows] = True
         self.errors.update(outcome.errors)
 
@@ -194,8 +208,3 @@ class _Collected:
 def _line(progress: Progress) -> str:
     failed = f", {progress.failed:,} failed" if progress.failed else ""
     return f"{progress.done:,} of {progress.total:,} runs{failed}, {progress.state}"
-
-
-def _note(progress: Progress) -> str:
-    failed = f"{progress.failed:,} failed" if progress.failed else ""
-    return ", ".join(filter(None, [failed, "paused" if progress.state == "paused" else ""]))

@@ -16,6 +16,21 @@ local function give_back(start, stop, suspect)
   if stop > start then redis.call('LPUSH', free, cjson.encode({start = start, stop = stop, suspect = suspect})) end
 end
 local function say(...) redis.call('XADD', events, '*', ...) end
+local function count(what, by) redis.call('HINCRBY', 'runner:health', what, by or 1) end
+-- What a worker has counted since it last said so.  counted: json of name → number
+local function tally(worker, counted)
+  for what, by in pairs(cjson.decode(counted)) do
+    count(what, by)
+    redis.call('HINCRBY', 'runner:health:' .. worker, what, by)
+  end
+end
+local function start_running(id, fields)
+  local key = 'runner:batch:' .. id
+  redis.call('HSET', key, 'state', 'running', 'started_ms', now, 'next', 0, 'done', 0, 'failed', 0, 'cost_us', 0)
+  for name, value in pairs(fields) do redis.call('HSET', key, name, value) end
+  redis.call('ZREM', expiry, id)
+  redis.call('SADD', active, id)
+end
 
 -- How many runs the next chunk takes: target_us long by the cost measured so far, shorter towards the end so that
 -- all slots finish together (guided self-scheduling), never shorter than floor_us.
@@ -54,6 +69,25 @@ local function finish(how)
   say('state', how)
 end
 
+local function wants_food(target)
+  local how = redis.call('HGET', 'runner:batch:' .. target, 'state')
+  return how == 'running' or how == 'paused'
+end
+
+-- Prices that a fetch has brought open the runs on them.  refs: json of each item's reference or error, in order
+local function feed(start, refs)
+  local target, points = redis.call('HGET', batch, 'feeds'), number('points')
+  if not target or not wants_food(target) then return end
+  for i, ref in ipairs(refs) do
+    local item = start + i - 1
+    -- The first word on an item is the last: its runs may have begun.
+    if redis.call('HSETNX', 'runner:batch:' .. target .. ':landed', item, ref) == 1 then
+      local range = {start = item * points, stop = (item + 1) * points, suspect = false}
+      redis.call('RPUSH', 'runner:batch:' .. target .. ':free', cjson.encode(range))
+    end
+  end
+end
+
 local step = {}
 
 -- Take the name, before anything is uploaded under it.  ARGV: batch, grace_ms
@@ -64,13 +98,12 @@ function step.reserve()
   return 1
 end
 
--- From here on the batch runs, whatever becomes of the client.  ARGV: batch, field, value, ...
+-- From here on the batch runs, whatever becomes of the client, and with it the one that feeds it, if there is one.
+-- ARGV: batch, json of fields, feeding batch or '', json of its fields
 function step.activate()
   if state() ~= 'submitting' then return 0 end
-  redis.call('HSET', batch, 'state', 'running', 'started_ms', now, 'next', 0, 'done', 0, 'failed', 0, 'cost_us', 0)
-  redis.call('HSET', batch, unpack(ARGV, 3))
-  redis.call('ZREM', expiry, ARGV[2])
-  redis.call('SADD', active, ARGV[2])
+  start_running(ARGV[2], cjson.decode(ARGV[3]))
+  if ARGV[4] ~= '' then start_running(ARGV[4], cjson.decode(ARGV[5])) end
   return 1
 end
 
@@ -87,11 +120,12 @@ function step.top_up()
   return starts
 end
 
--- A child takes a chunk.  ARGV: batch, start, me, dead ('1': the owner in the ledger is known to be dead)
+-- A child takes a chunk.  ARGV: batch, start, me, dead (an owner who is known to be)
 -- Returns {what, stop, owner, priority}: what = run | poison | drop | owned
 function step.begin()
   local start, me = ARGV[3], ARGV[4]
-  local entry, how = chunk(start), state()
+  local entry, how, target = chunk(start), state(), redis.call('HGET', batch, 'feeds')
+  if how == 'running' and target and not wants_food(target) then finish('cancelled'); how = 'cancelled' end
   if not entry or how == 'cancelled' or how == 'done' then return {'drop', 0, '', ''} end
   if how == 'paused' then
     redis.call('HDEL', chunks, start)
@@ -101,6 +135,7 @@ function step.begin()
   if entry.state == 'running' and entry.owner ~= me then
     if ARGV[5] ~= entry.owner then return {'owned', entry.stop, entry.owner, ''} end
     entry.deaths = entry.deaths + 1
+    count('tasks_lost')
   end
   local runs = entry.stop - tonumber(start)
   -- Two deaths make a chunk suspect; each further one halves it, until one run stands alone. Alone it may die twice.
@@ -115,15 +150,18 @@ function step.begin()
   return {poison and 'poison' or 'run', entry.stop, '', redis.call('HGET', batch, 'priority')}
 end
 
--- First commit wins.  ARGV: batch, start, stop, done_stop, failed, us, worker, slots, blob
+-- First commit wins.
+-- ARGV: batch, start, stop, done_stop, failed, us, worker, slots, blob, json of references or '', json of counters
 -- Returns the first run of the next chunk, or -1.
 function step.commit()
+  tally(ARGV[8], ARGV[12])
   local start, stop, done_stop = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
   local entry, how = chunk(ARGV[3]), state()
   if not entry or entry.stop ~= stop or how == 'cancelled' or how == 'done' then return -1 end
   local runs, us = done_stop - start, tonumber(ARGV[7])
   redis.call('HDEL', chunks, start)
   redis.call('HSET', outcomes, start, ARGV[10])
+  if ARGV[11] ~= '' then feed(start, cjson.decode(ARGV[11])) end
   give_back(done_stop, stop, entry.suspect)
   local cost, measured = number('cost_us'), us / runs
   -- Half old, half new: joblib's smoothing (0.8/0.2) is for tasks that differ; neighbours in a grid seldom do.
@@ -135,8 +173,9 @@ function step.commit()
   return claim(tonumber(ARGV[9])) or -1
 end
 
--- A child that could not run its chunk hands it back.  ARGV: batch, start, me
+-- A child that could not run its chunk hands it back.  ARGV: batch, start, me, json of counters
 function step.release()
+  tally(string.match(ARGV[4], '^(.*)/'), ARGV[5])
   local entry = chunk(ARGV[3])
   if not entry or entry.owner ~= ARGV[4] then return 0 end
   redis.call('HDEL', chunks, ARGV[3])
@@ -169,6 +208,7 @@ function step.recover()
     local hung = entry.state == 'running' and now - entry.at > number('limit_ms')  -- a living child, but it let go
     if gone or hung then
       entry.state, entry.at, entry.losses = 'queued', now, entry.losses + 1
+      count('tasks_lost')
       if entry.losses >= 3 then entry.deaths = entry.deaths + 1 end  -- whole workers die of it too
       keep(start, entry)
       starts[#starts + 1] = start

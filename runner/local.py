@@ -14,7 +14,7 @@ import numpy as np
 
 from runner.child import Reply
 from runner.crew import Chunk, Ranges, run_here, run_in_processes, run_in_threads
-from runner.errors import ExecutorError, InputError, RunTimeoutError
+from runner.errors import BarsError, ExecutorError, InputError, RunTimeoutError
 from runner.executor import batch_execute, check_count, check_seconds, execute_in_process
 from runner.plan import Plan, as_bars, make_plan
 from runner.progressbar import ProgressBar
@@ -24,10 +24,9 @@ from runner.spec import RUN_TIMEOUT_S, Execution
 from runner.strategy import Strategy, strategy_name
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from runner.bars import Bars
     from runner.engine.batch import BatchOutcome, RunError
+    from runner.plan import Data
+    from runner.source import Source
 
 __all__ = ["as_bars", "batch_execute", "execute_in_process", "sweep"]
 
@@ -38,7 +37,7 @@ GRACE_S = 5.0  # for a run to end by its own deadline before its process is kill
 
 def sweep(
     strategy: Strategy | str,
-    data: Bars | pd.DataFrame | Mapping[str, Bars | pd.DataFrame],
+    data: Data | Source,
     space: Space,
     *,
     execution: Execution | None = None,
@@ -76,6 +75,8 @@ def sweep(
     check_count("threads", threads)
     check_seconds("run_timeout_s", run_timeout_s)
     plan = make_plan(strategy, data, space, execution)
+    if plan.source is not None:
+        raise BarsError("runner.sweep runs here and fetches nothing: pass what client.fetch(...) returns.")
     began = time.monotonic()
     with ProgressBar(_title(plan), len(plan), shown=progress) as bar:
         work = _Runs(plan, processes or threads or 1, bar)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.bars import Bars
 from runner.errors import BarsError, SettingsError, SpaceError, StrategyError
+from runner.source import Source
 from runner.space import Space
 from runner.spec import Execution
 from runner.strategy import Strategy, check_parameters, load
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from runner.single import Backtest
+
+    Data = Bars | pd.DataFrame | Mapping[str, Bars | pd.DataFrame]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +30,22 @@ class Plan:
         bars: symbol → prices, in the order of the runs.
         space: the points, run on each symbol.
         execution: costs, fills and stops.
+        source: where the workers fetch the prices; ``bars`` is empty then.
     """
 
     strategy: Strategy
     bars: dict[str, Bars]
     space: Space
     execution: Execution
+    source: Source | None = None
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """In the order of the runs."""
+        return tuple(self.bars) if self.source is None else self.source.symbols
 
     def __len__(self) -> int:
-        return len(self.bars) * len(self.space)
+        return len(self.symbols) * len(self.space)
 
     def backtest(self, symbol: str, params: dict[str, Any]) -> Backtest:
         """One run of the plan, here."""
@@ -46,7 +56,7 @@ class Plan:
 
 def make_plan(
     strategy: Strategy | str,
-    data: Bars | pd.DataFrame | Mapping[str, Bars | pd.DataFrame],
+    data: Data | Source,
     space: Space,
     execution: Execution | None = None,
 ) -> Plan:
@@ -64,10 +74,12 @@ def make_plan(
     if execution is not None and not isinstance(execution, Execution):
         raise SettingsError(f"execution={execution!r}: expected runner.Execution(fees=0.001, ...).")
     check_parameters(strategy, space.names)
+    if isinstance(data, Source):
+        return Plan(strategy, {}, space, execution or Execution(), data)
     return Plan(strategy, as_bars(data), space, execution or Execution())
 
 
-def as_bars(data: Bars | pd.DataFrame | Mapping[str, Bars | pd.DataFrame]) -> dict[str, Bars]:
+def as_bars(data: Data) -> dict[str, Bars]:
     """Prices as {symbol: Bars}: one Bars, a frame of one or many symbols, or a mapping to either.
 
     Raises:
@@ -87,7 +99,8 @@ def as_bars(data: Bars | pd.DataFrame | Mapping[str, Bars | pd.DataFrame]) -> di
     if _is_frame(data):
         return Bars.split_frame(data)
     raise BarsError(
-        f"data is a {type(data).__name__}: expected runner.Bars, a DataFrame of OHLCV, or {{symbol: either}}."
+        f"data is a {type(data).__name__}: expected runner.Bars, a DataFrame of OHLCV, {{symbol: either}}, or for "
+        "client.sweep a runner.Source."
     )
 
 

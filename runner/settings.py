@@ -25,13 +25,14 @@ def default_home() -> Path:
 
 
 class Settings(BaseSettings):
-    """RUNNER_URL, RUNNER_SECRET, RUNNER_CACHE_URL and RUNNER_HOME, validated; secrets show as stars.
+    """RUNNER_URL, RUNNER_SECRET, RUNNER_CACHE_URL, RUNNER_HOME, RUNNER_CONTACT, validated; secrets show as stars.
 
     Attributes:
         url: the server that holds queue and ledger, ``redis://:password@host:port/db`` (also rediss://, unix://).
         secret: signs every message and all code; the same on clients and workers.
         cache_url: a server of its own for the cache; None shares ``url``.
         home: where a local stack keeps its state.
+        contact: an address or page at which providers of data can reach you; part of the User-Agent.
     """
 
     model_config = SettingsConfigDict(env_prefix="RUNNER_", extra="ignore", frozen=True)
@@ -40,6 +41,7 @@ class Settings(BaseSettings):
     secret: SecretStr | None = None
     cache_url: SecretStr | None = None
     home: Path = Field(default_factory=default_home)
+    contact: str = ""
 
     @field_validator("url", "cache_url")
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from runner.bars import DataRef
 from runner.errors import SettingsError
+from runner.source import Source
 from runner.space import Space
 from runner.strategy import StrategyRef
 
@@ -92,10 +93,11 @@ class Sweep:
 
     Attributes:
         strategy: the function, by name and digest.
-        data: the prices, one a symbol, by name and digest.
+        data: the prices, one a symbol, by name and digest; without a digest for those that ``source`` brings.
         space: the parameter points.
         execution: costs, fills, stops.
         run_timeout_s: the longest that one run may take, seconds; then it is an error row.
+        source: where workers fetch the prices; None when the client handed them over.
     """
 
     strategy: StrategyRef
@@ -103,6 +105,7 @@ class Sweep:
     space: Space
     execution: Execution
     run_timeout_s: float
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.run_timeout_s, int | float) and 0 < self.run_timeout_s <= MAX_RUN_TIMEOUT_S):
@@ -129,6 +132,7 @@ class Sweep:
             "space": self.space.to_wire(),
             "execution": self.execution.to_wire(),
             "run_timeout_s": self.run_timeout_s,
+            "source": self.source and self.source.to_wire(),
         }
         return json.dumps(wire, allow_nan=False)
 
@@ -142,4 +146,5 @@ class Sweep:
             space=Space.from_wire(wire["space"]),
             execution=Execution.from_wire(wire["execution"]),
             run_timeout_s=wire["run_timeout_s"],
+            source=Source.from_wire(wire["source"]) if wire["source"] else None,
         )

@@ -248,6 +248,7 @@ class LocalStack:
 
     Args:
         workers: worker processes; None is one a core.
+        fetch: whether to start a worker that fetches prices.
         flower: whether to start Flower.
         port: of the server; 0 is any that is free.
         home: folder for state, logs and the server's data; None is RUNNER_HOME or the user's state folder.
@@ -262,11 +263,17 @@ class LocalStack:
     info: StackInfo
 
     def __init__(
-        self, *, workers: int | None = None, flower: bool = True, port: int = 0, home: Path | str | None = None
+        self,
+        *,
+        workers: int | None = None,
+        fetch: bool = True,
+        flower: bool = True,
+        port: int = 0,
+        home: Path | str | None = None,
     ) -> None:
         refuse_windows()
         self.home = make_home(Path(home) if home else settings.load().home)
-        options = {"workers": workers, "flower": flower, "port": port, "home": str(self.home)}
+        options = {"workers": workers, "fetch": fetch, "flower": flower, "port": port, "home": str(self.home)}
         write_private(self.home / "supervisor.log", "")
         with (self.home / "supervisor.log").open("ab") as log:
             process = subprocess.Popen(

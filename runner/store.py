@@ -10,11 +10,17 @@ runner:batch:ID:free            list    ranges handed back, claimed before new o
 runner:batch:ID:outcomes        hash    first run of each committed chunk → Arrow
 runner:batch:ID:events          stream  a line per commit and change of state
 runner:batch:ID:refs            set     its code and prices, as kind:digest
+runner:batch:ID:landed          hash    number of a symbol → reference to the prices that a fetch brought, or its error
 runner:code:DIGEST, data:DIGEST string  signed code and prices; ``:users`` is the set of batches that need them
 runner:active                   set     batches that run or pause
 runner:expiry                   zset    batch → when it is removed, milliseconds
 runner:workers, :info           zset    worker → last heartbeat by the server's clock; hash of what it says of itself
+runner:health                   hash    counters of all workers together, see workers/health.py
+runner:health:WORKER            hash    those of one live worker
 ==============================  ======  ==================================================================
+
+A sweep over a source is two batches: NAME, and NAME/fetch, which feeds it. What the fetch commits opens, in the same
+step, the runs on the symbols it brought.
 """
 
 from __future__ import annotations
@@ -44,6 +50,8 @@ VANISHED_AFTER_S = 5.0
 # A client that dies between taking a name and submitting leaves it taken this long.
 SUBMISSION_GRACE_S = 3600.0
 RETENTION_S = 7 * 24 * 3600.0
+# A client takes what it fetched and removes the batch; this is for one that was killed before.
+FETCH_RETENTION_S = 3600.0
 
 # Chunks last about TARGET_S: 2,000 times a message's cost (about 0.5 ms), yet cancel and fairness act within a second.
 TARGET_S = 1.0
@@ -57,6 +65,8 @@ HARD_LIMIT_GRACE_S = 10.0
 FIRST_RUNS = 16
 # Queued chunks per slot, so that no slot waits for a message: one runs, one waits.
 WINDOW_PER_SLOT = 2
+# One symbol's fetch, all its pages, retries and waits for a rate limit; then it is an error.
+SYMBOL_TIMEOUT_S = 600.0
 # No live worker: submit for this many, the reconciler widens the window when workers come.
 SLOTS_UNKNOWN = 4
 
@@ -126,6 +136,60 @@ class Event:
     worker: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a batch begins with.
+
+    Attributes:
+        spec: the message that says what is to be done.
+        total: items: runs of a sweep, symbols of a fetch.
+        queue: whose workers do it.
+        limit_s: the longest that a chunk of it can take.
+        priority: high, normal or low.
+        feeds: the batch that its outcomes open runs of, or "".
+        points: how many runs each item opens.
+        fed: its runs are opened by another batch; none is there at the beginning.
+        retention_s: how long it is kept after its end.
+    """
+
+    spec: str
+    total: int
+    queue: str
+    limit_s: float
+    priority: str
+    feeds: str = ""
+    points: int = 0
+    fed: bool = False
+    retention_s: float = RETENTION_S
+
+    def fields(self) -> dict[str, str]:
+        """The fields of the batch's hash."""
+        known = {
+            "spec": self.spec,
+            "total": self.total,
+            "queue": self.queue,
+            "priority": self.priority,
+            "limit_ms": _ms(self.limit_s),
+            "target_us": TARGET_S * 1e6,
+            "floor_us": FLOOR_S * 1e6,
+            "first_runs": FIRST_RUNS,
+            "retention_ms": _ms(self.retention_s),
+            **({"feeds": self.feeds, "points": self.points} if self.feeds else {}),
+            **({"next": self.total} if self.fed else {}),
+        }
+        return {name: str(value) for name, value in known.items()}
+
+
+def feeding(batch: str) -> str:
+    """The name of the fetch that feeds a sweep; no user's name has a slash."""
+    return f"{batch}/fetch"
+
+
+def is_feeder(batch: str) -> bool:
+    """Whether it is a fetch that feeds a sweep."""
+    return batch.endswith("/fetch")
+
+
 class Ledger:
     """One deployment's ledger on one server."""
 
@@ -164,29 +228,35 @@ class Ledger:
         """The blob, or None when no batch needs it any more."""
         return cast("bytes | None", self.server.get(f"runner:{kind}:{digest}"))
 
-    def activate(self, batch: str, *, spec: str, total: int, limit_s: float, **fields: Any) -> None:
-        """From here on the batch runs, whatever becomes of the client. ``limit_s`` is the longest a chunk can take."""
-        known = {
-            "spec": spec,
-            "total": total,
-            "limit_ms": _ms(limit_s),
-            "target_us": TARGET_S * 1e6,
-            "floor_us": FLOOR_S * 1e6,
-            "first_runs": FIRST_RUNS,
-            "retention_ms": _ms(RETENTION_S),
-            **fields,
-        }
-        flat = [part for item in known.items() for part in item]
-        if not self._step("activate", batch, *flat):
+    def blobs(self, kind: str, digests: Sequence[str]) -> list[bytes]:
+        """Several blobs in one round trip; SweepNotFound when one is gone."""
+        found = self.server.mget([f"runner:{kind}:{digest}" for digest in digests]) if digests else []
+        if any(blob is None for blob in found):
+            raise SweepNotFound(f"some {kind} is gone from the server: it was emptied, or nothing needs it any more.")
+        return cast("list[bytes]", found)
+
+    def activate(self, batch: str, work: Work, feeder: Work | None = None) -> None:
+        """From here on the batch runs, whatever becomes of the client, and with it the one that feeds it."""
+        fed = [feeding(batch), json.dumps(feeder.fields())] if feeder else ["", ""]
+        if not self._step("activate", batch, json.dumps(work.fields()), *fed):
             raise SweepNotFound(f"sweep {batch!r} vanished while it was submitted: submit it again.")
 
     def spec(self, batch: str) -> bytes:
         """The batch's message as it was submitted."""
         return self._field(batch, "spec")
 
-    def priority(self, batch: str) -> str:
-        """high, normal or low."""
-        return self._field(batch, "priority").decode()
+    def route(self, batch: str) -> tuple[str, str]:
+        """The queue its messages go to, and their priority: high, normal or low."""
+        return self._field(batch, "queue").decode(), self._field(batch, "priority").decode()
+
+    def fed_by(self, batch: str) -> str:
+        """The sweep that the batch's outcomes open runs of, or ""."""
+        feeds = self.server.hget(f"runner:batch:{batch}", "feeds")
+        return feeds.decode() if feeds else ""
+
+    def landed(self, batch: str, item: int) -> bytes | None:
+        """JSON of what the fetch that feeds the batch said of its symbol ``item``; None when nothing yet."""
+        return cast("bytes | None", self.server.hget(f"runner:batch:{batch}:landed", str(item)))
 
     def set_priority(self, batch: str, priority: str) -> None:
         """From the next published chunk on."""
@@ -210,14 +280,21 @@ class Ledger:
         return cast("bytes", self._step("turn", batch, state) or b"").decode()
 
     def batches(self) -> list[str]:
-        """Every batch that is kept, running ones first."""
+        """Every batch that is kept, running ones first; the fetch of a sweep over a source goes with the sweep."""
         active = {name.decode() for name in self.server.smembers("runner:active")}
         ended = [name.decode() for name in self.server.zrevrange("runner:expiry", 0, -1)]
-        return [*sorted(active), *(name for name in ended if name not in active)]
+        names = [*sorted(active), *(name for name in ended if name not in active)]
+        return [name for name in names if not is_feeder(name)]
 
     def active(self) -> list[str]:
         """Batches that run or pause."""
         return sorted(name.decode() for name in self.server.smembers("runner:active"))
+
+    def stale(self, batch: str) -> list[str]:
+        """Symbols whose prices came from a cache because the provider did not answer, in order."""
+        landed = self.server.hgetall(f"runner:batch:{batch}:landed")
+        items = [json.loads(text) for _, text in sorted(landed.items(), key=lambda pair: int(pair[0]))]
+        return [item["symbol"] for item in items if item.get("stale_since_s") is not None]
 
     # --- chunks -------------------------------------------------------------------------------------------------
 
@@ -243,9 +320,13 @@ class Ledger:
         worker: str,
         slots: int,
         blob: bytes,
+        landed: Sequence[Mapping[str, Any]] = (),
+        counters: Mapping[str, int] | None = None,
     ) -> int | None:
         """Hand in runs start..done_stop-1 of the chunk; the first commit wins.
 
+        ``landed`` is, for a batch that feeds another, each item's reference or error: it opens that batch's runs on it.
+        ``counters`` are added to the deployment's and the worker's health.
         Returns the first run of the chunk to publish next, if there is one.
         """
         following = self._step(
@@ -259,12 +340,24 @@ class Ledger:
             worker,
             slots or SLOTS_UNKNOWN,
             blob,
+            json.dumps([json.dumps(dict(item)) for item in landed]) if landed else "",
+            json.dumps(dict(counters or {})),
         )
         return None if following < 0 else int(following)
 
-    def release(self, batch: str, start: int, owner: str) -> None:
+    def release(self, batch: str, start: int, owner: str, counters: Mapping[str, int] | None = None) -> None:
         """Hand a chunk back that could not be run."""
-        self._step("release", batch, start, owner)
+        self._step("release", batch, start, owner, json.dumps(dict(counters or {})))
+
+    def health(self) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+        """The counters of the whole deployment since its server was set up, and those of each live worker."""
+        names = [worker["name"] for worker in self.workers()]
+        with self.server.pipeline(transaction=False) as pipe:
+            pipe.hgetall("runner:health")
+            for name in names:
+                pipe.hgetall(f"runner:health:{name}")
+            total, *each = pipe.execute()
+        return _counts(total), {name: _counts(found) for name, found in zip(names, each, strict=True)}
 
     def recover(self, batch: str) -> list[int]:
         """Chunks whose worker or message is gone; returns their first runs, to be published again."""
@@ -277,7 +370,7 @@ class Ledger:
 
     def _queued(self, batch: str) -> Iterator[int]:
         """First runs of the chunks of a batch that have a message in the queue."""
-        for key in queue_keys("backtest"):
+        for key in queue_keys(self._field(batch, "queue").decode()):
             for raw in self.server.lrange(key, 0, -1):
                 owner, _, start = str(json.loads(raw)["headers"]["id"]).rpartition(":")
                 if owner == batch:
@@ -322,8 +415,11 @@ class Ledger:
 
     def leave(self, name: str) -> None:
         """A worker that stops in good order says so."""
-        self.server.zrem("runner:workers", name)
-        self.server.hdel("runner:workers:info", name)
+        with self.server.pipeline(transaction=True) as pipe:
+            pipe.zrem("runner:workers", name)
+            pipe.hdel("runner:workers:info", name)
+            pipe.delete(f"runner:health:{name}")
+            pipe.execute()
 
     def workers(self) -> list[dict[str, Any]]:
         """Live workers: what each says of itself, and ``age_s`` since its last heartbeat."""
@@ -335,6 +431,10 @@ class Ledger:
             for (_, score), info in zip(alive, infos, strict=True)
             if info
         ]
+
+    def waiting(self, queue: str) -> int:
+        """Messages in the queue, of all priorities."""
+        return sum(int(self.server.llen(key)) for key in queue_keys(queue))
 
     def slots(self, queue: str) -> int:
         """Children of all live workers of a queue."""
@@ -385,9 +485,12 @@ class Ledger:
         return ended
 
     def remove(self, batch: str) -> None:
-        """Forget a batch, and the code and data that no other batch needs."""
+        """Forget a batch, the one that feeds it, and the code and data that no other batch needs."""
+        if not is_feeder(batch):
+            self.remove(feeding(batch))
         refs = [ref.decode() for ref in self.server.smembers(f"runner:batch:{batch}:refs")]
-        keys = [f"runner:batch:{batch}{part}" for part in ("", ":chunks", ":free", ":outcomes", ":events", ":refs")]
+        parts = ("", ":chunks", ":free", ":outcomes", ":events", ":refs", ":landed")
+        keys = [f"runner:batch:{batch}{part}" for part in parts]
         with self.server.pipeline(transaction=True) as pipe:
             pipe.delete(*keys)
             pipe.zrem("runner:expiry", batch)
@@ -426,6 +529,10 @@ if redis.call('SCARD', KEYS[2]) == 0 then redis.call('DEL', KEYS[1]) end
 @functools.cache
 def _lua() -> str:
     return Path(__file__).with_name("ledger.lua").read_text()
+
+
+def _counts(found: Mapping[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in found.items()}
 
 
 def _ms(seconds: float) -> int:

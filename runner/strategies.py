@@ -7,12 +7,11 @@ at bar i rests on bars 0..i.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from runner.bars import Bars
+from runner.columns import Flags, Floats
 from runner.errors import InputError
-
-Flags = npt.NDArray[np.bool_]
+from runner.indicators import check_window
 
 
 def sma_cross(bars: Bars, fast: int = 10, slow: int = 30) -> Flags:
@@ -44,6 +43,49 @@ def momentum(bars: Bars, n: int = 252) -> Flags:
     return bars.roc(n) > 0
 
 
+def alt_data_signal(
+    bars: Bars,
+    column: str = "alt",
+    *,
+    mode: str = "zscore",
+    n: int = 60,
+    enter: float = 1.0,
+    leave: float = 0.0,
+    direction: int = 1,
+) -> Flags:
+    """In while alternative data joined to the bars (`Bars.join`) is high, or with direction -1 while it is low.
+
+    With x the column and, over the last n bars, m its mean and s its standard deviation (divisor n)::
+
+        mode="zscore"       z = direction (x - m) / s       in from z > enter until z < leave <= enter
+        mode="threshold"    direction 1                     in from x > enter until x < leave <= enter
+                            direction -1                    in from x < enter until x > leave >= enter
+
+    Out where there is no such number: x is NaN, there are no n bars of it yet, or it did not move (s = 0). For long and
+    short, subtract the other direction's position, as floats.
+
+    Args:
+        bars: prices with the column.
+        column: its name.
+        mode: "zscore" or "threshold".
+        n: bars in the window of a z-score, at least 2; a threshold has no use for it.
+        enter: standard deviations, or a value of the column.
+        leave: likewise.
+        direction: 1 or -1.
+    """
+    if mode not in ("zscore", "threshold") or direction not in (1, -1):
+        raise InputError(
+            f"alt_data_signal(mode={mode!r}, direction={direction!r}): expected 'zscore' or 'threshold', 1 or -1."
+        )
+    sign = direction if mode == "threshold" else 1
+    if not sign * leave <= sign * enter:
+        beyond = "below" if sign > 0 else "above"
+        raise InputError(f"alt_data_signal(enter={enter}, leave={leave}): expected leave at enter or {beyond} it.")
+    values = bars[column] if mode == "threshold" else bars.indicator(_zscore, column, n)
+    signal = direction * values
+    return _held(signal > sign * enter, ~(signal >= sign * leave))
+
+
 def buy_and_hold(bars: Bars) -> Flags:
     """In from the first bar on."""
     return np.ones(len(bars), dtype=np.bool_)
@@ -56,7 +98,18 @@ def _held(enter: Flags, leave: Flags) -> Flags:
     return (enter & ~leave)[latest]
 
 
-def _previous(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _zscore(bars: Bars, column: str, n: int) -> Floats:
+    import pandas as pd
+
+    if check_window("alt_data_signal", n) < 2:
+        raise InputError(f"alt_data_signal(n={n}): a z-score needs at least 2 bars.")
+    values = pd.Series(bars[column])
+    window = values.rolling(n)
+    spread = window.std(ddof=0)
+    return ((values - window.mean()) / spread.where(spread > 0)).to_numpy()
+
+
+def _previous(values: Floats) -> Floats:
     shifted = np.full(len(values), np.nan)
     shifted[1:] = values[:-1]
     return shifted

@@ -18,6 +18,7 @@ from typing import Any
 
 import runner
 from runner import monitor, signing, stack, valkey
+from runner.app import QUEUE_BACKTEST, QUEUE_FETCH
 from runner.errors import RunnerError, SettingsError, StackError
 from runner.process import Child, ProcessId, Stopping
 
@@ -26,6 +27,8 @@ LOG_CHECK_S = 10.0
 # Another program may take a port between the moment it was found free and the moment the server binds it.
 PORT_TRIES = 5
 FLOWER_PORT = 5555
+# As workers.__main__ takes by default: what bounds requests is the HTTP client, not these.
+FETCH_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +36,21 @@ class Options:
     """What a stack consists of.
 
     Attributes:
-        workers: worker processes.
+        workers: worker processes of the queue backtest.
+        fetch: whether a worker of the queue fetch runs.
         flower: whether Flower runs.
         port: of the server; 0 is any that is free.
         home: its folder.
     """
 
     workers: int
+    fetch: bool
     flower: bool
     port: int
     home: Path
 
 
-def options(*, workers: int | None, flower: bool, port: int, home: Path) -> Options:
+def options(*, workers: int | None, fetch: bool, flower: bool, port: int, home: Path) -> Options:
     """The options, checked.
 
     Raises:
@@ -55,7 +60,7 @@ def options(*, workers: int | None, flower: bool, port: int, home: Path) -> Opti
         raise SettingsError(f"workers={workers}: expected 1 to 1024; one a core is {available_cores()} here.")
     if not 0 <= port <= 65535:
         raise SettingsError(f"port={port}: expected 1 to 65535, or 0 for any that is free.")
-    return Options(workers or available_cores(), flower, port, stack.make_home(home))
+    return Options(workers or available_cores(), fetch, flower, port, stack.make_home(home))
 
 
 def available_cores() -> int:
@@ -136,10 +141,13 @@ class Supervisor:
 
     def _start(self) -> None:
         self._url = self._external_url() or self._start_server()
-        worker = self._start_worker()
+        worker = self._start_worker("worker", QUEUE_BACKTEST, self._wanted.workers)
+        fetcher = self._start_worker("fetcher", QUEUE_FETCH, FETCH_THREADS) if self._wanted.fetch else None
         if self._wanted.flower:
             self._start_flower()
-        self._wait(worker, partial(self._works, worker))
+        self._wait(worker, partial(self._works, worker, self._wanted.workers))
+        if fetcher is not None:
+            self._wait(fetcher, partial(self._works, fetcher, FETCH_THREADS))
 
     def _external_url(self) -> str | None:
         """RUNNER_URL, checked, when it is set: then no server is started."""
@@ -176,16 +184,16 @@ class Supervisor:
         self._versions["server"] = str(about.get("valkey_version") or about["redis_version"])
         return url
 
-    def _start_worker(self) -> Child:
-        command = [sys.executable, "-m", "workers", "--queues", "backtest", "--concurrency", str(self._wanted.workers)]
-        command += ["--name", f"local-{os.getpid()}"]
+    def _start_worker(self, name: str, queue: str, concurrency: int) -> Child:
+        command = [sys.executable, "-m", "workers", "--queues", queue, "--concurrency", str(concurrency)]
+        command += ["--name", f"{'local' if queue == QUEUE_BACKTEST else 'fetch'}-{os.getpid()}"]
         environment = dict(os.environ) | {"RUNNER_URL": self._url, "RUNNER_SECRET": self._secret}
-        worker = self._child("worker", command, environment, grace_s=10)
+        worker = self._child(name, command, environment, grace_s=10)
         worker.start()
         self._save(ready=False)
         return worker
 
-    def _works(self, worker: Child) -> bool:
+    def _works(self, worker: Child, concurrency: int) -> bool:
         """True when the worker's heartbeat has reached the ledger."""
         import redis
 
@@ -194,7 +202,7 @@ class Supervisor:
         with valkey.connection(self._url) as client:
             try:
                 rows = [row for row in Ledger(client).workers() if row["pid"] == worker.pid]
-                return [row["concurrency"] for row in rows] == [self._wanted.workers]
+                return [row["concurrency"] for row in rows] == [concurrency]
             except redis.RedisError:
                 return False
 

@@ -14,6 +14,7 @@ from runner.settings import starred
 if TYPE_CHECKING:
     import pandas as pd
 
+    from runner.fetching import Fetched
     from runner.results import Results
     from runner.stack import StackInfo
     from runner.store import Ledger
@@ -41,6 +42,23 @@ def best_runs(results: Results, count: int, metric: str) -> RenderableType:
         point = index if isinstance(index, tuple) else (index,)
         cells = [number(name, value) for name, value in zip(columns, row, strict=True)]
         table.add_row(*(str(part) for part in point), *cells)
+    return table
+
+
+def fetched(found: Fetched) -> RenderableType:
+    """What a fetch brought, a row a symbol, and why the rest could not be had."""
+    from runner.bars import Bars
+    from runner.columns import shown_time
+
+    table = Table(title=repr(found)[1:-1], title_justify="left")
+    for name in ("symbol", "rows", "from", "to", ""):
+        table.add_column(name, overflow="fold")
+    for symbol, value in found.items():
+        stamps = value.time if isinstance(value, Bars) else value.index.as_unit("ns").asi8
+        note = f"stale, of {found.stale[symbol]}" if symbol in found.stale else ""
+        table.add_row(symbol, f"{len(value):,}", shown_time(stamps[0]), shown_time(stamps[-1]), note)
+    for symbol, error in found.errors.items():
+        table.add_row(symbol, "-", "", "", Text(str(error), style="red"))
     return table
 
 
@@ -126,7 +144,13 @@ def _unwrapped(text: str) -> Text:
 
 def status(url: str, ledger: Ledger, info: StackInfo | None) -> RenderableType:
     """Server, workers, queues and sweeps."""
-    parts: list[RenderableType] = [_server(url, ledger), _workers(ledger), _queues(ledger), _sweeps(ledger)]
+    parts: list[RenderableType] = [
+        _server(url, ledger),
+        _workers(ledger),
+        _queues(ledger),
+        _health(ledger),
+        _sweeps(ledger),
+    ]
     if info and info.flower_url:
         parts.insert(1, _unwrapped(f"Flower    {flower(info)}"))
     return Group(*parts)
@@ -141,7 +165,7 @@ def _server(url: str, ledger: Ledger) -> Text:
 
 
 def _workers(ledger: Ledger) -> Table:
-    table = _table("workers", "name", "host", "pid", "queues", "processes", "Python", "heartbeat")
+    table = _table("workers", "name", "host", "pid", "queues", "slots", "Python", "heartbeat")
     for row in ledger.workers():
         queues, age = ", ".join(row["queues"]), f"{row['age_s']:.1f} s ago"
         table.add_row(
@@ -151,13 +175,29 @@ def _workers(ledger: Ledger) -> Table:
 
 
 def _queues(ledger: Ledger) -> Table:
-    from runner.app import QUEUES, queue_keys
+    from runner.app import QUEUES
 
-    table = _table("queues", "name", "messages", "worker processes")
+    table = _table("queues", "name", "messages", "slots")
     for queue in QUEUES:
-        waiting = sum(int(ledger.server.llen(key)) for key in queue_keys(queue))
-        table.add_row(queue, f"{waiting:,}", str(ledger.slots(queue)))
+        table.add_row(queue, f"{ledger.waiting(queue):,}", str(ledger.slots(queue)))
     return table
+
+
+def _health(ledger: Ledger) -> Table:
+    """Of all workers together since the server began, and of each that lives; below its target in red."""
+    from runner.health import calls_saved, shares
+
+    total, each = ledger.health()
+    table = _table("health", "of", *(share.name.replace("_", " ") for share in shares({})), "calls saved")
+    for name, counts in {"all": total, **each}.items():
+        cells = [Text(_share(share.value), style="red" if share.reached is False else "") for share in shares(counts)]
+        table.add_row(name, *cells, f"{calls_saved(counts):,}")
+    table.add_row("target", *(_share(math.nan if s.target is None else s.target) for s in shares({})), "", style="dim")
+    return table
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"
 
 
 def _sweeps(ledger: Ledger) -> Table:

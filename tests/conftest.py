@@ -13,7 +13,7 @@ import redis
 
 import runner
 from runner import settings, store
-from tests.support import SECRET, Deployment, Worker, running_valkey, running_worker
+from tests.support import KEY, SECRET, Deployment, Worker, running_valkey, running_worker
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -61,6 +61,15 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         yield Deployment(url, worker)
 
 
+@pytest.fixture(scope="session")
+def fetcher(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A fetch worker beside the shared deployment's, with keys as an operator would set them."""
+    folder = tmp_path_factory.mktemp("fetcher")
+    keys = {"RUNNER_TIINGO_KEY": KEY, "RUNNER_ALPACA_KEY_ID": KEY, "RUNNER_ALPACA_SECRET_KEY": KEY}
+    with running_worker(deployment.url, SECRET, 4, folder, sys.executable, "fetch", **keys) as worker:
+        yield worker
+
+
 @pytest.fixture
 def team(deployment: Deployment) -> Iterator[runner.Client]:
     """A client of the shared deployment, which has forgotten all earlier sweeps."""
@@ -76,8 +85,10 @@ def start_worker(url: str, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     """Start a worker on the test's server; every one is gone when the test ends, however it ends."""
     with ExitStack() as stack:
 
-        def start(concurrency: int = 2, *, secret: str = SECRET, python: str = sys.executable) -> Worker:
-            return stack.enter_context(running_worker(url, secret, concurrency, tmp_path, python))
+        def start(
+            concurrency: int = 2, *, secret: str = SECRET, python: str = sys.executable, queue: str = "backtest"
+        ) -> Worker:
+            return stack.enter_context(running_worker(url, secret, concurrency, tmp_path, python, queue))
 
         yield start
 

@@ -18,6 +18,8 @@ from runner import store, valkey
 
 ROOT = Path(__file__).parent.parent
 SECRET = "a-secret-of-the-tests"
+# Of the providers that want one: found nowhere but in the worker's environment and in requests to the provider.
+KEY = "valid-key-7c1e9f"
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,19 @@ def running_valkey(folder: Path, port: int = 0, password: str = "") -> Iterator[
             wait_until(lambda: valkey.answers(url, process.pid), "Valkey answers")
             yield url
         finally:
-            process.terminate()
-            process.wait(timeout=10)
+            # More than once: while it rewrites its append-only file, as FLUSHALL makes it do, it refuses to stop.
+            wait_until(lambda: _ended(process), "Valkey has stopped")
 
 
 @contextmanager
-def running_worker(url: str, secret: str, concurrency: int, folder: Path, python: str) -> Iterator[Worker]:
+def running_worker(
+    url: str, secret: str, concurrency: int, folder: Path, python: str, queue: str = "backtest", **variables: str
+) -> Iterator[Worker]:
     name = f"w{secrets.token_hex(3)}"
     path = folder / f"{name}.log"
-    environment = {**os.environ, "RUNNER_URL": url, "RUNNER_SECRET": secret, "PYTHONPATH": str(ROOT)}
-    command = [python, "-m", "workers", "--concurrency", str(concurrency), "--name", name, "--loglevel", "info"]
+    environment = {**os.environ, "RUNNER_URL": url, "RUNNER_SECRET": secret, "PYTHONPATH": str(ROOT), **variables}
+    command = [python, "-m", "workers", "--queues", queue, "--concurrency", str(concurrency), "--name", name]
+    command += ["--loglevel", "info"]
     ledger = store.Ledger(store.connect(url))
     with (
         path.open("wb") as log,
@@ -72,6 +77,13 @@ def running_worker(url: str, secret: str, concurrency: int, folder: Path, python
             yield Worker(process, path)
         finally:
             _end(process)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    return process.poll() is not None
 
 
 def _children_of(ledger: store.Ledger, name: str) -> int:

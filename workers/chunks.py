@@ -1,184 +1,99 @@
-"""A chunk's life in a child: take it from the ledger, run it, hand it in, and learn which is next."""
+"""A chunk's life in a worker: take it from the ledger, do it, hand it in, and learn which is next."""
 
 from __future__ import annotations
 
-import faulthandler
-import gc
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
-import psutil
-import redis
 from billiard.common import terminate_handler_fired
 
-from runner import outcomes, signing
-from runner.bars import Bars, DataRef, sample_data
-from runner.engine.batch import BatchOutcome, RunError, run_batch, run_error
-from runner.engine.metrics import METRICS
 from runner.errors import SweepNotFound
-from runner.outcomes import Outcome
-from runner.spec import Execution, Sweep
-from runner.store import CHUNK_BUDGET_S, HARD_LIMIT_GRACE_S
-from runner.strategies import sma_cross
-from runner.strategy import Strategy, StrategyRef, resolve
 from workers.resources import Resources
 
-T = TypeVar("T")
 
-# A chunk of fast runs has tens of thousands; in pieces it needs little more memory than its outcome.
-PIECE_RUNS = 4096
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a chunk.
+
+    Attributes:
+        stop: the last item that was done + 1; the rest is handed back.
+        failed: how many items are errors.
+        seconds: what it took; the next chunk is sized by it.
+        blob: the outcome, as whoever collects the batch reads it.
+        landed: of a fetch that feeds a sweep, each item's reference or error.
+    """
+
+    stop: int
+    failed: int
+    seconds: float
+    blob: bytes
+    landed: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How the chunks of one kind of batch are done.
+
+    Attributes:
+        queue: where they come from.
+        owner: whoever does this one; unlike anyone else, "WORKER/..." .
+        died: whether another owner is known to be dead; of other hosts only their heartbeat tells.
+        run: items start..stop-1, as many as fit into the time of a chunk, at least one.
+        poisoned: the one item at start, which has killed whoever did it, twice.
+    """
+
+    queue: str
+    owner: str
+    died: Callable[[str], bool]
+    run: Callable[[str, int, int], Done]
+    poisoned: Callable[[str, int], Done]
 
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """The chunk that the ledger gave out at a commit; its message is still to be published."""
+    """A chunk that the ledger has given out; its message is still to be published."""
 
+    batch: str
     start: int
+    queue: str
     priority: str
 
 
-def run_chunk(held: Resources, batch: str, start: int, worker: str) -> Following | None:
-    """Run the chunk that begins at run ``start``, if it is still to be run. Safe to call twice: first commit wins."""
-    owner = f"{worker}/{os.getpid()}"
-    begun = held.ledger.begin(batch, start, owner)
-    if begun.what == "owned" and _died_here(begun.owner, worker):
-        begun = held.ledger.begin(batch, start, owner, dead_owner=begun.owner)
+def run_chunk(held: Resources, job: Job, batch: str, start: int) -> list[Following]:
+    """Do the chunk that begins at item ``start``, if it is still to be done. Safe to call twice: first commit wins."""
+    begun = held.ledger.begin(batch, start, job.owner)
+    if begun.what == "owned" and job.died(begun.owner):
+        begun = held.ledger.begin(batch, start, job.owner, dead_owner=begun.owner)
     if begun.what not in ("run", "poison"):
-        return None
+        return []
     try:
-        sweep = _sweep(held, batch)
-        done = _poisoned(start) if begun.what == "poison" else _run(held, sweep, start, begun.stop)
+        done = job.poisoned(batch, start) if begun.what == "poison" else job.run(batch, start, begun.stop)
         _exit_if_told_to()
     except SweepNotFound:
-        return None  # removed while its message was under way
+        return []  # removed while its message was under way
     except BaseException:
-        held.ledger.release(batch, start, owner)
+        held.tally.add("tasks_failed")
+        held.ledger.release(batch, start, job.owner, held.tally.take())
         raise
+    held.tally.add("tasks_ok")
     following = held.ledger.commit(
         batch,
         start,
         begun.stop,
-        done.outcome.stop,
-        failed=len(done.outcome.errors),
+        done.stop,
+        failed=done.failed,
         seconds=done.seconds,
-        worker=worker,
-        slots=held.slots(),
-        blob=outcomes.encode(done.outcome),
+        worker=job.owner.rpartition("/")[0],
+        slots=held.slots(job.queue),
+        blob=done.blob,
+        landed=done.landed,
+        counters=held.tally.take(),
     )
-    return None if following is None else Following(following, begun.priority)
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    outcome: Outcome
-    seconds: float
-
-
-def _run(held: Resources, sweep: Sweep, start: int, stop: int) -> _Done:
-    """As many of the runs as fit into the budget, at least one."""
-    columns: list[np.ndarray] = []
-    errors: dict[int, RunError] = {}
-    seconds, at = 0.0, start
-    with _killed_after(CHUNK_BUDGET_S + sweep.run_timeout_s + HARD_LIMIT_GRACE_S):
-        while at < stop and seconds < CHUNK_BUDGET_S:
-            part = sweep.parts(at, min(at + PIECE_RUNS, stop))[0]
-            batch = _run_part(held, sweep, part, CHUNK_BUDGET_S - seconds)
-            errors.update({at + offset: error for offset, error in batch.errors.items()})
-            columns.append(batch.metrics.T)
-            seconds += batch.seconds
-            at += len(batch.metrics)
-    return _Done(Outcome(start, np.concatenate(columns, axis=1), errors), seconds)
-
-
-def _run_part(held: Resources, sweep: Sweep, part: tuple[DataRef, int, int], budget_s: float) -> BatchOutcome:
-    """Points first..last-1 on one symbol.
-
-    Whatever hinders all of them, code or prices that cannot be loaded here, is the error row of each: a chunk that
-    raised instead would be handed out again for ever.
-    """
-    ref, first, last = part
-    try:
-        strategy = _strategy(held, sweep.strategy)
-        bars = _bars(held, ref)
-        points = sweep.space.points(first, last)
-        return run_batch(strategy, bars, points, sweep.execution, run_timeout_s=sweep.run_timeout_s, budget_s=budget_s)
-    except (SweepNotFound, redis.RedisError):
-        raise
-    except Exception as error:  # noqa: BLE001 - see above
-        return BatchOutcome(_nan_rows(last - first), dict.fromkeys(range(last - first), run_error(error)), 0.0)
-
-
-def _poisoned(start: int) -> _Done:
-    message = (
-        "this run killed the worker process that ran it, twice (a crash in C code, os._exit, out of memory, or longer "
-        "than the time limit without returning to Python)"
-    )
-    return _Done(Outcome(start, _nan_rows(1).T, {start: RunError("WorkerLost", message, "")}), 0.0)
-
-
-def _nan_rows(n: int) -> np.ndarray:
-    return np.full((n, len(METRICS)), np.nan)
-
-
-def _sweep(held: Resources, batch: str) -> Sweep:
-    sweep = held.cache.get(f"batch:{batch}", lambda: held.ledger.spec(batch), Sweep.from_json)
-    return _found(sweep, f"sweep {batch!r}")
-
-
-def _strategy(held: Resources, ref: StrategyRef) -> Strategy:
-    if ref.path is not None:
-        return resolve(ref, None)
-
-    def verified(signed: bytes) -> Strategy:
-        return resolve(ref, signing.verify_code(held.secret, signed))
-
-    strategy = held.cache.get(f"code:{ref.digest}", lambda: held.ledger.get("code", ref.digest), verified)
-    return _found(strategy, f"code of strategy {ref.name!r}")
-
-
-def _bars(held: Resources, ref: DataRef) -> Bars:
-    bars = held.cache.get(f"data:{ref.digest}", lambda: held.ledger.get("data", ref.digest), Bars.from_bytes)
-    return _found(bars, f"prices of {ref.symbol!r}")
-
-
-def _found(value: T | None, what: str) -> T:
-    if value is None:
-        raise SweepNotFound(f"the {what} is no longer on the server.")
-    return value
-
-
-def _died_here(owner: str, worker: str) -> bool:
-    """Whether ``owner`` was a child of this very worker and is no more. Of other hosts only their heartbeat tells."""
-    name, _, pid = owner.rpartition("/")
-    return name == worker and int(pid) not in {child.pid for child in psutil.Process(os.getppid()).children()}
+    return [] if following is None else [Following(batch, following, job.queue, begun.priority)]
 
 
 def _exit_if_told_to() -> None:
     """A SIGTERM raises SystemExit wherever this process is: inside a strategy it was taken for a failed run."""
     if terminate_handler_fired():
         raise SystemExit
-
-
-@contextmanager
-def _killed_after(limit_s: float) -> Iterator[None]:
-    """This process ends when the block does not: the one limit that also holds inside C code that keeps the GIL."""
-    faulthandler.dump_traceback_later(limit_s, exit=True, file=sys.__stderr__ or 2)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
-def warm_up() -> None:
-    """Load in a new child what its first run would wait for: the compiled kernel, Arrow, the indicator library."""
-    bars = sample_data("SP500")[:50]
-    done = run_batch(sma_cross, bars, [{"fast": 2, "slow": 5}], Execution(), run_timeout_s=60.0)
-    outcomes.decode(outcomes.encode(Outcome(0, done.metrics.T, done.errors)))
-    # What is loaded by now stays; without this the collector walks it again and again (a tenth of a second each time).
-    gc.collect()
-    gc.freeze()

@@ -8,13 +8,13 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import redis
 from celery import Celery
 
 from runner import __version__
-from runner.app import QUEUE_BACKTEST, publish_chunk
+from runner.app import QUEUES, publish_chunk
 from runner.errors import SweepNotFound
 from runner.store import HEARTBEAT_S, Ledger
 from runner.strategy import PYTHON
@@ -32,13 +32,13 @@ class Steward:
     """A thread that says "alive" every second and, when it holds the lock, returns to the queue what was lost."""
 
     def __init__(
-        self, app: Celery, ledger: Ledger, secret: str, *, name: str, queues: Sequence[str], children: Callable[[], int]
+        self, app: Celery, ledger: Ledger, secret: str, *, name: str, queues: Sequence[str], slots: Callable[[], int]
     ) -> None:
         self._app = app
         self._ledger = ledger
         self._secret = secret
         self._name = name
-        self._children = children
+        self._slots = slots
         self._info = {
             "name": name,
             "pid": os.getpid(),
@@ -76,7 +76,7 @@ class Steward:
 
     def _beat(self) -> None:
         """Only children that are warm count: a worker that is starting has none."""
-        self._ledger.beat(self._name, {**self._info, "concurrency": self._children()})
+        self._ledger.beat(self._name, {**self._info, "concurrency": self._slots()})
 
     def _reconcile(self) -> None:
         token = secrets.token_hex(8)
@@ -84,24 +84,24 @@ class Steward:
         if not server.set(LOCK, token, nx=True, px=round(LOCK_S * 1000)):
             return
         try:
-            slots = self._ledger.slots(QUEUE_BACKTEST)
+            slots = {queue: self._ledger.slots(queue) for queue in QUEUES}
             for batch in self._ledger.active():
                 self._tend(batch, slots)
             self._clean()
         finally:
             server.register_script(_UNLOCK)(keys=[LOCK], args=[token])
 
-    def _tend(self, batch: str, slots: int) -> None:
+    def _tend(self, batch: str, slots: Mapping[str, int]) -> None:
         try:
+            queue, priority = self._ledger.route(batch)
             lost = self._ledger.recover(batch)
             if lost:
                 logger.warning("%s: %d chunks lost their worker or their message; published again", batch, len(lost))
-            starts = [*lost, *self._ledger.top_up(batch, slots)]
-            priority = self._ledger.priority(batch) if starts else ""
+            starts = [*lost, *self._ledger.top_up(batch, slots[queue])]
         except SweepNotFound:
             return  # removed since it was listed
         for start in starts:
-            publish_chunk(self._app, self._secret, batch, start, priority)
+            publish_chunk(self._app, self._secret, batch, start, queue=queue, priority=priority)
 
     def _clean(self) -> None:
         if time.monotonic() >= self._janitor_at:

@@ -8,9 +8,9 @@ import time
 from functools import cached_property
 
 from runner import settings, store
-from runner.app import QUEUE_BACKTEST
 from runner.errors import SettingsError
-from workers.cache import TieredCache
+from workers.objects import ObjectCache
+from workers.tally import Tally
 
 # Workers come and go in seconds; chunks end about once a second, and one in three of them may ask.
 SLOTS_TTL_S = 3.0
@@ -31,15 +31,22 @@ class Resources:
         return store.Ledger(store.connect(self.url))
 
     @cached_property
-    def cache(self) -> TieredCache:
+    def cache(self) -> ObjectCache:
         """Decoded code, prices and batch messages."""
-        return TieredCache()
+        return ObjectCache()
 
-    def slots(self) -> int:
-        """How many children the backtest queue has, all workers together; asked at most every SLOTS_TTL_S."""
+    @cached_property
+    def tally(self) -> Tally:
+        """What was counted here."""
+        tally = Tally()
+        tally.watch(self.cache.stats)
+        return tally
+
+    def slots(self, queue: str) -> int:
+        """How many chunks of the queue are done at once, all workers together; asked at most every SLOTS_TTL_S."""
         now = time.monotonic()
         if now - self._slots_at > SLOTS_TTL_S:
-            self._slots, self._slots_at = self.ledger.slots(QUEUE_BACKTEST), now
+            self._slots, self._slots_at = self.ledger.slots(queue), now
         return self._slots
 
 

@@ -33,6 +33,7 @@ def test_the_lists_behind_a_queue_are_those_that_kombu_uses(url: str) -> None:
 
 
 def test_the_name_that_is_sent_is_the_name_of_the_task() -> None:
-    from tasks import backtest
+    from tasks import backtest, fetch
 
-    assert backtest.run_chunk.name == applications.RUN_CHUNK
+    named = {"backtest": backtest.run_chunk.name, "fetch": fetch.fetch_chunk.name}
+    assert named == applications.TASKS

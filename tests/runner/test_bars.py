@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import runner
@@ -135,10 +137,17 @@ def test_bytes_round_trip_every_bit_and_the_symbol() -> None:
 
 
 def test_damaged_bytes_are_refused() -> None:
-    payload = Bars(**COLUMNS).to_bytes()
-    at = payload.index(np.float64(2.5).tobytes())
-    with pytest.raises(BarsError, match="damaged"):
-        Bars.from_bytes(payload[:at] + np.float64(2.6).tobytes() + payload[at + 8 :])
+    bars = Bars(**COLUMNS)
+    payload, refused = bars.to_bytes(), 0
+    for at in range(len(payload)):
+        try:
+            again = Bars.from_bytes(payload[:at] + bytes([payload[at] ^ 1]) + payload[at + 1 :])
+        except BarsError as error:
+            assert re.search("damaged|not bars", str(error))
+            refused += 1
+        else:
+            assert again == bars  # the symbol's name took the blow
+    assert refused > 0.8 * len(payload)
     for junk in (b"", b"junk", payload[: len(payload) // 2]):
         with pytest.raises(BarsError, match="not bars"):
             Bars.from_bytes(junk)
@@ -156,6 +165,18 @@ def test_with_symbol_renames_and_nothing_else() -> None:
     assert bars.with_symbol("A") == bars
     with pytest.raises(BarsError, match="expected a string"):
         bars.with_symbol(None)  # type: ignore[arg-type]  # the point of the test
+
+
+def test_a_join_makes_new_bars_and_leaves_these() -> None:
+    vix = pd.Series([7.0, 8.0], index=pd.to_datetime([0, DAY_NS], utc=True), name="VIX")
+    bars = Bars(**COLUMNS, extra={"mood": [1.0, 2.0, 3.0]}, symbol="A")
+    joined = bars.join(vix, lag="1d")
+    assert (joined.symbol, list(joined.extra), list(bars.extra)) == ("A", ["mood", "vix"], ["mood"])
+    np.testing.assert_array_equal(joined["vix"], [np.nan, 7.0, 8.0])
+    assert joined != bars
+    assert joined["mood"].tolist() == [1.0, 2.0, 3.0]
+    assert joined.volume is not None
+    assert Bars.from_frame(joined.to_frame()) == joined
 
 
 def test_a_data_reference_survives_the_wire() -> None:

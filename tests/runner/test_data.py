@@ -7,7 +7,8 @@ import pytest
 
 import runner
 from runner.bars import SAMPLES
-from runner.errors import BarsError
+from runner.errors import BarsError, InputError
+from runner.samples import SERIES
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,25 @@ def test_a_name_is_found_in_any_case_and_a_wrong_one_gets_a_hint() -> None:
         runner.sample_data(3)  # type: ignore[arg-type]  # the point of the test
 
 
+def test_a_sample_series_is_what_its_readme_says() -> None:
+    vix = runner.sample_series("vix")
+    assert (vix.name, str(vix.dtype), str(vix.index.dtype)) == ("VIX", "float64", "datetime64[ns, UTC]")
+    assert (len(vix), int(vix.isna().sum())) == (1305, 46)
+    assert (str(vix.index[0].date()), vix.iloc[0]) == ("2014-01-03", 13.76)
+    assert (str(vix.index[-1].date()), vix.iloc[-1]) == ("2019-01-03", 25.45)
+    assert (vix.min(), vix.max()) == (9.14, 40.74)
+    readme = (resources.files("runner.data") / "README.md").read_text()
+    assert "| 2014-01-03 | 2019-01-03 | 1305 |" in readme
+    assert "46 of its rows" in readme
+
+
+def test_a_wrong_series_name_gets_a_hint() -> None:
+    with pytest.raises(InputError, match="no sample series 'VIXX': did you mean 'VIX'"):
+        runner.sample_series("VIXX")
+    with pytest.raises(InputError, match="There is VIX"):
+        runner.sample_series(3)  # type: ignore[arg-type]  # the point of the test
+
+
 def test_the_package_stays_small() -> None:
-    sizes = [len(resources.files("runner.data").joinpath(f"{name}.parquet").read_bytes()) for name in SAMPLES]
+    sizes = [len(resources.files("runner.data").joinpath(f"{name}.parquet").read_bytes()) for name in SAMPLES + SERIES]
     assert max(sizes) < 200_000

@@ -50,7 +50,7 @@ def start_server(tmp_path: Path) -> StartServer:
 
     @contextmanager
     def start() -> Iterator[str]:
-        wanted = supervisor.options(workers=1, flower=False, port=0, home=tmp_path)
+        wanted = supervisor.options(workers=1, fetch=False, flower=False, port=0, home=tmp_path)
         alone = supervisor.Supervisor(wanted, supervisor.Signals(None))
         try:
             yield alone._start_server()

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from runner import store
 from runner.errors import BrokerRefused, BrokerUnreachable, SecretMismatch, SweepExists, SweepNotFound
-from runner.store import Ledger
+from runner.store import Ledger, Work
 from tests.support import SECRET
 
 ME, OTHER = "w1@here/10", "w2@there/20"
@@ -23,7 +24,24 @@ def batch(ledger: Ledger) -> str:
 
 def submit(ledger: Ledger, batch: str, *, total: int, limit_s: float = 60.0) -> None:
     ledger.reserve(batch)
-    ledger.activate(batch, spec="{}", total=total, limit_s=limit_s, priority="normal")
+    ledger.activate(batch, work(total=total, limit_s=limit_s))
+
+
+def work(**changes: Any) -> Work:
+    usual = {"spec": "{}", "total": 1000, "queue": "backtest", "limit_s": 60.0, "priority": "normal"}
+    return Work(**{**usual, **changes})
+
+
+def submit_over_a_source(ledger: Ledger, *, symbols: int, points: int) -> None:
+    ledger.reserve("s")
+    feeder = work(total=symbols, queue="fetch", feeds="s", points=points)
+    ledger.activate("s", work(total=symbols * points, fed=True), feeder)
+
+
+def land(ledger: Ledger, start: int, *items: dict[str, Any]) -> None:
+    begun = ledger.begin("s/fetch", start, ME)
+    assert begun.what == "run"
+    commit(ledger, "s/fetch", start, begun.stop, done_stop=start + len(items), landed=items)
 
 
 def commit(ledger: Ledger, batch: str, start: int, stop: int, **changes: object) -> int | None:
@@ -216,9 +234,9 @@ def test_no_key_of_the_ledger_has_a_ttl(ledger: Ledger, batch: str) -> None:
     assert {ledger.server.ttl(key) for key in ledger.server.keys("*")} == {-1}
 
 
-def test_a_batch_goes_when_its_retention_ends(ledger: Ledger, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "RETENTION_S", 0.0)
-    submit(ledger, "brief", total=10)
+def test_a_batch_goes_when_its_retention_ends(ledger: Ledger, batch: str) -> None:
+    ledger.reserve("brief")
+    ledger.activate("brief", work(total=10, retention_s=0.0))
     drain(ledger, "brief")
     drain(ledger, batch)
     assert ledger.sweep_out() == ["brief"]
@@ -271,3 +289,107 @@ def test_a_server_that_cannot_be_used_is_named_with_its_cure(
     with pytest.raises(error, match=words) as caught:
         Ledger(store.connect(change(url))).check(change(url), SECRET)
     assert ":p@" not in str(caught.value)
+
+
+# A sweep over a source
+
+
+def test_runs_on_a_symbol_can_be_claimed_only_once_its_prices_have_landed(ledger: Ledger) -> None:
+    submit_over_a_source(ledger, symbols=3, points=10)
+    assert ledger.top_up("s", slots=4) == []
+    ledger.top_up("s/fetch", slots=1)
+    land(ledger, 0, {"symbol": "A", "digest": "a"})
+    assert ledger.top_up("s", slots=4) == [0]
+    assert ledger.begin("s", 0, ME).stop == 10
+    assert json.loads(ledger.landed("s", 0) or b"") == {"symbol": "A", "digest": "a"}
+    assert ledger.landed("s", 1) is None
+
+
+def test_a_sweep_over_a_source_ends_with_every_run_once(ledger: Ledger) -> None:
+    submit_over_a_source(ledger, symbols=5, points=7)
+    ledger.top_up("s/fetch", slots=1)
+    land(ledger, 0, *({"symbol": str(i)} for i in range(5)))
+    assert ledger.progress("s/fetch").state == "done"
+    assert sorted(drain(ledger, "s")) == [(i * 7, i * 7 + 7) for i in range(5)]
+    assert ledger.progress("s").state == "done"
+
+
+def test_a_fetch_that_is_committed_twice_opens_its_runs_once(ledger: Ledger) -> None:
+    submit_over_a_source(ledger, symbols=2, points=7)
+    ledger.top_up("s/fetch", slots=1)
+    ledger.begin("s/fetch", 0, ME)
+    for _ in range(2):
+        commit(ledger, "s/fetch", 0, 2, landed=[{"symbol": "A"}, {"symbol": "B"}])
+    assert sorted(drain(ledger, "s")) == [(0, 7), (7, 14)]
+
+
+def test_the_fetch_of_a_cancelled_sweep_ends_and_opens_nothing(ledger: Ledger) -> None:
+    submit_over_a_source(ledger, symbols=4, points=7)
+    ledger.top_up("s/fetch", slots=1)
+    assert ledger.begin("s/fetch", 0, ME).what == "run"
+    ledger.turn("s", "cancelled")
+    following = commit(ledger, "s/fetch", 0, 4, done_stop=1, landed=[{"symbol": "A"}])
+    assert ledger.server.exists("runner:batch:s:free", "runner:batch:s:landed") == 0
+    assert following == 1
+    assert ledger.begin("s/fetch", following, ME).what == "drop"
+    assert ledger.progress("s/fetch").state == "cancelled"
+
+
+def test_a_sweep_over_a_source_is_submitted_whole_or_not_at_all(ledger: Ledger) -> None:
+    with pytest.raises(SweepNotFound):
+        ledger.activate("never-reserved", work(fed=True), work(queue="fetch", feeds="never-reserved", points=1))
+    assert ledger.active() == []
+    assert ledger.server.keys("runner:batch:*") == []
+
+
+def test_removing_a_sweep_over_a_source_leaves_no_key(ledger: Ledger) -> None:
+    submit_over_a_source(ledger, symbols=2, points=3)
+    ledger.put("data", "d" * 64, b"prices", "s")
+    ledger.top_up("s/fetch", slots=1)
+    land(ledger, 0, {"symbol": "A"})
+    ledger.top_up("s", slots=1)
+    ledger.remove("s")
+    assert ledger.server.keys("runner:batch:*") + ledger.server.keys("runner:data:*") == []
+    assert ledger.batches() == ledger.active() == []
+
+
+def test_the_fetch_behind_a_sweep_is_not_listed_beside_it(ledger: Ledger) -> None:
+    submit_over_a_source(ledger, symbols=2, points=3)
+    assert ledger.batches() == ["s"]
+    assert ledger.active() == ["s", "s/fetch"]
+
+
+def test_symbols_with_stale_prices_are_told(ledger: Ledger) -> None:
+    submit_over_a_source(ledger, symbols=3, points=1)
+    ledger.top_up("s/fetch", slots=1)
+    items = [{"symbol": "A", "stale_since_s": None}, {"symbol": "B", "stale_since_s": 1.5}, {"symbol": "C", "error": {}}]
+    land(ledger, 0, *items)
+    assert ledger.stale("s") == ["B"]
+
+
+# Health
+
+
+def test_counters_come_with_a_commit_by_worker_and_in_all(ledger: Ledger, batch: str) -> None:
+    for start in ledger.top_up(batch, slots=1):
+        ledger.begin(batch, start, ME)
+        commit(ledger, batch, start, start + 16, counters={"tasks_ok": 1, "http_requests": 5})
+    total, each = ledger.health()
+    assert total == each["w1@here"] == {"tasks_ok": 2, "http_requests": 10}
+    assert each["w2@there"] == {}
+    ledger.leave("w1@here")
+    assert ledger.health() == (total, {"w2@there": {}})
+
+
+def test_a_chunk_whose_worker_died_is_a_lost_task(ledger: Ledger, batch: str) -> None:
+    [start, *_] = ledger.top_up(batch, slots=1)
+    ledger.begin(batch, start, "gone@nowhere/1")
+    ledger.recover(batch)
+    assert ledger.health()[0] == {"tasks_lost": 1}
+
+
+def test_a_chunk_that_is_handed_back_brings_its_counters(ledger: Ledger, batch: str) -> None:
+    [start, *_] = ledger.top_up(batch, slots=1)
+    ledger.begin(batch, start, ME)
+    ledger.release(batch, start, ME, {"tasks_failed": 1})
+    assert ledger.health()[1]["w1@here"] == {"tasks_failed": 1}

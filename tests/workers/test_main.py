@@ -57,6 +57,7 @@ def test_a_worker_says_what_it_is(start_worker: Callable[..., Worker], ledger: L
         ),
         ({"RUNNER_URL": "amqp://h", "RUNNER_SECRET": SECRET}, [], 1, "RUNNER_URL"),
         ({}, ["--queues", "bogus"], 2, "expected backtest or fetch"),
+        ({}, ["--queues", "backtest,fetch"], 2, "one worker serves one queue"),
         ({}, ["--concurrency", "0"], 2, "at least 1"),
     ],
 )

@@ -1,0 +1,702 @@
+"""The pooled HTTP client, against servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import redis
+import redis.asyncio
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+import runner
+from runner.errors import BadAnswer, FetchError, SourceRefused, SourceUnavailable
+from tests.misbehaving import (
+    Capacity,
+    Fault,
+    Trouble,
+    banned,
+    dropped,
+    gzip_bomb,
+    html,
+    large_error,
+    redirect,
+    retry_after,
+    retry_at,
+    serving,
+    slow_body,
+    slow_headers,
+    status,
+    truncated,
+)
+from tests.support import running_valkey, wait_until
+from workers.loop import LoopThread
+from workers.session import HttpClient, Limits, Rate, Request, Response
+
+T = TypeVar("T")
+QUICK = Limits(backoff_s=0.005)
+
+
+class Server:
+    def __init__(self) -> None:
+        self.app = web.Application(middlewares=[self.note_port])
+        self.trouble = Trouble(self.app)
+        self.base = ""
+        self.ports: list[int] = []  # of the client's end, one a request
+        self.app.router.add_get("/{path:.*}", self.answer)
+
+    @web.middleware
+    async def note_port(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        assert request.transport is not None
+        self.ports.append(request.transport.get_extra_info("peername")[1])
+        return await handler(request)
+
+    async def answer(self, request: web.Request) -> web.Response:
+        return web.json_response({"path": request.path, "query": dict(request.query)})
+
+    def plan(self, *faults: Fault | None, path: str = "/x") -> None:
+        self.trouble.plan[path] = list(faults)
+
+    @property
+    def calls(self) -> int:
+        return self.trouble.calls["/x"]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    with serving(server.app) as server.base:
+        yield server
+
+
+@asynccontextmanager
+async def open_client(limits: Limits = QUICK, url: str = "") -> AsyncIterator[HttpClient]:
+    shared = redis.asyncio.Redis.from_url(url) if url else None
+    client = HttpClient(server=shared, limits=limits)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def with_client(use: Callable[[HttpClient], Awaitable[T]], limits: Limits = QUICK, url: str = "") -> T:
+    async def main() -> T:
+        async with open_client(limits, url) as client:
+            return await use(client)
+
+    return asyncio.run(main())
+
+
+def fetch(server: Server, client: HttpClient, **options: Any) -> Awaitable[Response]:
+    return client.get(f"{server.base}/x", **{"private": True, "cache_ttl_s": 0, "deadline_s": 20.0, **options})
+
+
+def test_a_good_answer_has_url_status_headers_and_body(server: Server) -> None:
+    async def use(client: HttpClient) -> Response:
+        return await client.get(f"{server.base}/x?token=hush", params={"b": "2 &"}, private=True)
+
+    response = with_client(use)
+    assert (response.url, response.status, response.from_cache, response.attempts) == (
+        f"{server.base}/x",
+        200,
+        False,
+        1,
+    )
+    assert response.headers["CONTENT-type"].startswith("application/json")
+    assert response.body == b'{"path": "/x", "query": {"token": "hush", "b": "2 &"}}'
+    assert "hush" not in repr(response)
+
+
+def test_it_says_who_it_is_and_sends_no_cookies(server: Server) -> None:
+    server.plan(status(200, Set_Cookie="a=b"))
+
+    async def main() -> None:
+        client = HttpClient(contact="me@example.com")
+        for _ in range(2):
+            await fetch(server, client, headers={"X-Mine": "1"})
+        await client.close()
+
+    asyncio.run(main())
+    headers = server.trouble.seen["/x"][1].headers
+    assert headers["User-Agent"] == f"backtest-runner/{runner.__version__} (+me@example.com)"
+    assert headers["X-Mine"] == "1"
+    assert "Cookie" not in headers
+
+
+@pytest.mark.parametrize("code", [304, 400, 401, 403, 404, 410, 422])
+def test_a_final_answer_is_the_callers_to_read_and_counts_as_success(server: Server, code: int) -> None:
+    server.plan(status(code, b"" if code == 304 else b"why"))
+
+    async def use(client: HttpClient) -> tuple[Response, dict[str, int]]:
+        return await fetch(server, client), client.stats()
+
+    response, stats = with_client(use)
+    assert response.status == code
+    assert response.body == (b"" if code == 304 else b"why")
+    assert server.calls == stats["http_requests_ok"] == stats["http_attempts_ok"] == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(status(code) for code in (408, 425, 429, 500, 502, 503, 504)),
+        large_error(),
+        retry_after(0.05, 503),
+        retry_after(0.05),
+        retry_at(1),
+        truncated(),
+        status(200, b"not gzip at all", Content_Encoding="gzip"),
+    ],
+)
+def test_after_a_passing_fault_comes_the_right_answer(server: Server, fault: Fault) -> None:
+    server.plan(fault)
+
+    async def use(client: HttpClient) -> tuple[Response, dict[str, int]]:
+        return await fetch(server, client), client.stats()
+
+    response, stats = with_client(use)
+    assert response.status == 200
+    assert b'"path": "/x"' in response.body
+    assert response.attempts == server.calls == stats["http_attempts"] == 2
+    assert (
+        stats["http_attempts_ok"] == stats["http_requests"] == stats["http_requests_ok"] == stats["http_retries"] == 1
+    )
+
+
+def test_attempts_that_aiohttp_makes_by_itself_are_counted(server: Server) -> None:
+    server.plan(None, dropped())
+
+    async def use(client: HttpClient) -> dict[str, int]:
+        for _ in range(2):
+            await fetch(server, client)
+        return client.stats()
+
+    stats = with_client(use)
+    assert server.calls == stats["http_attempts"] == 3
+    assert stats["http_attempts_ok"] == stats["http_requests_ok"] == 2
+    assert stats["http_retries"] == 0
+
+
+def test_a_lasting_fault_ends_after_three_retries_in_one_error_without_secrets(server: Server) -> None:
+    server.plan(*[status(503)] * 9)
+
+    async def use(client: HttpClient) -> dict[str, int]:
+        with pytest.raises(SourceUnavailable) as caught:
+            await fetch(server, client, params={"token": "hush"}, headers={"Authorization": "hush"})
+        assert str(caught.value) == f"{server.base}/x: HTTP 503; after 4 attempts."
+        return client.stats()
+
+    stats = with_client(use)
+    assert server.calls == stats["http_attempts"] == 4
+    assert stats["http_requests"] == 1
+    assert stats["http_requests_ok"] == stats["http_attempts_ok"] == 0
+
+
+def test_another_server_error_is_not_retried(server: Server) -> None:
+    server.plan(status(501))
+
+    async def use(client: HttpClient) -> None:
+        with pytest.raises(SourceUnavailable, match="HTTP 501"):
+            await fetch(server, client)
+
+    with_client(use)
+    assert server.calls == 1
+
+
+def test_nobody_there_is_unavailable_and_counted() -> None:
+    async def use(client: HttpClient) -> dict[str, int]:
+        with pytest.raises(SourceUnavailable, match=r"http://127\.0\.0\.1:9/y: no connection: .*after 4 attempts"):
+            await client.get("http://127.0.0.1:9/y?token=hush", private=True)
+        return client.stats()
+
+    stats = with_client(use)
+    assert stats["http_attempts"] == 4
+    assert stats["http_attempts_ok"] == 0
+
+
+@pytest.mark.parametrize("fault", [slow_headers(30), slow_body(30), slow_headers(30, status(503))])
+def test_the_deadline_ends_whatever_is_slow(server: Server, fault: Fault) -> None:
+    server.plan(*[fault] * 9)
+
+    async def use(client: HttpClient) -> None:
+        with pytest.raises(SourceUnavailable, match=r"time-out; the deadline of 0\.2 s is over"):
+            await fetch(server, client, deadline_s=0.2)
+
+    with_client(use)
+
+
+def test_a_retry_after_beyond_the_deadline_fails_at_once_instead_of_waiting(server: Server) -> None:
+    server.plan(retry_after(3600))
+    began = time.monotonic()
+
+    async def use(client: HttpClient) -> None:
+        with pytest.raises(SourceUnavailable, match=r"HTTP 429; the next attempt would come in 3600\.\d s"):
+            await fetch(server, client, deadline_s=20.0)
+
+    with_client(use)
+    assert time.monotonic() - began < 10.0  # a wait of 20 s would be the defect
+    assert server.calls == 1
+
+
+def test_a_stalled_connection_is_given_up_for_another(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.wire.STALL_S", 0.1)
+    server.plan(slow_headers(30), slow_body(30))
+
+    async def use(client: HttpClient) -> Response:
+        return await fetch(server, client, deadline_s=20.0)
+
+    assert with_client(use).attempts == 3
+
+
+@pytest.mark.parametrize("fault", [large_error(), truncated(promised=3_000_000), retry_after(0.05, 503)])
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_full_pool_never_waits_for_its_own_failed_answers(server: Server, fault: Fault, connections: int) -> None:
+    server.plan(*[fault] * 4)
+
+    async def use(client: HttpClient) -> list[Response]:
+        return await asyncio.gather(*(fetch(server, client) for _ in range(8)))
+
+    # Whoever kept its connection while it waits for another one would wait until the deadline.
+    limits = Limits(at_once=connections, start_at_once=connections, backoff_s=0.005, retries=8)
+    assert [response.status for response in with_client(use, limits)] == [200] * 8
+    assert server.calls == 12
+
+
+def test_a_small_error_body_keeps_its_connection_and_a_large_one_gives_it_up(server: Server) -> None:
+    server.plan(status(503, b"x" * 1000), None, large_error())
+
+    async def use(client: HttpClient) -> None:
+        for _ in range(2):
+            await fetch(server, client)
+
+    with_client(use)
+    assert server.ports[0] == server.ports[1] == server.ports[2] != server.ports[3]
+
+
+def test_a_body_beyond_max_bytes_is_refused_also_if_it_grows_after_decompression(server: Server) -> None:
+    server.plan(status(200, bytes(2_000_000)), gzip_bomb(200_000_000))
+
+    async def use(client: HttpClient) -> None:
+        for _ in range(2):
+            with pytest.raises(BadAnswer, match="more than 1,000,000 bytes"):
+                await fetch(server, client, max_bytes=1_000_000)
+
+    with_client(use)
+    assert server.calls == 2
+
+
+def test_a_body_of_many_pieces_is_whole(server: Server) -> None:
+    body = bytes(range(256)) * 20_000
+    server.plan(status(200, body))
+
+    async def use(client: HttpClient) -> Response:
+        return await fetch(server, client)
+
+    assert with_client(use).body == body
+
+
+# --- redirects and addresses
+
+
+def test_redirects_are_followed_five_times(server: Server) -> None:
+    for hop in range(6):
+        server.plan(redirect(f"/r{hop + 1}", 307), redirect(f"/r{hop + 1}"), path=f"/r{hop}")
+
+    async def use(client: HttpClient) -> Response:
+        response = await client.get(f"{server.base}/r1", private=True, cache_ttl_s=0)
+        with pytest.raises(SourceRefused, match="/r0: more than 5 redirects"):
+            await client.get(f"{server.base}/r0", private=True, cache_ttl_s=0)
+        return response
+
+    response = with_client(use)
+    assert response.url == f"{server.base}/r6"
+    assert response.attempts == 6
+
+
+@pytest.mark.parametrize(
+    "target", ["http://10.0.0.1/", "http://localhost:{port}/x", "http://[::1]:{port}/", "http://169.254.169.254/"]
+)
+def test_a_redirect_to_another_private_address_is_refused(server: Server, target: str) -> None:
+    port = server.base.rpartition(":")[2]
+    server.plan(redirect(target.format(port=port)))
+
+    async def use(client: HttpClient) -> None:
+        with pytest.raises(SourceRefused, match="private, loopback or reserved"):
+            await fetch(server, client)
+
+    with_client(use)
+    assert server.calls == 1
+
+
+def test_a_private_address_has_to_be_meant_each_time(server: Server) -> None:
+    named = server.base.replace("127.0.0.1", "localhost")
+
+    async def use(client: HttpClient) -> None:
+        for base in (server.base, named):
+            assert (await client.get(f"{base}/x", private=True)).status == 200
+            with pytest.raises(SourceRefused, match="private, loopback or reserved"):
+                await client.get(f"{base}/x")  # neither the DNS cache nor the answer's lets it through
+
+    with_client(use)
+    assert server.calls == 2
+
+
+def test_the_callers_headers_do_not_go_to_another_host(server: Server) -> None:
+    other = Server()
+    with serving(other.app) as other.base:
+        server.plan(redirect("/near"), path="/x")
+        server.plan(redirect(f"{other.base}/far"), path="/near")
+
+        async def use(client: HttpClient) -> None:
+            headers = {"Authorization": "hush", "APCA-API-KEY-ID": "hush", "X-Mine": "hush"}
+            assert (await fetch(server, client, headers=headers)).url == f"{other.base}/far"
+
+        with_client(use)
+    assert server.trouble.seen["/near"][0].headers["Authorization"] == "hush"
+    assert "hush" not in str(other.trouble.seen["/far"][0].headers)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x?token=hush", "host/x?token=hush", "", "http:///x", "http://[::1/"])
+def test_what_is_no_web_address_is_refused_before_anything_is_sent(url: str) -> None:
+    async def use(client: HttpClient) -> dict[str, int]:
+        with pytest.raises(SourceRefused) as caught:
+            await client.get(url)
+        assert "hush" not in str(caught.value)
+        return client.stats()
+
+    assert with_client(use)["http_attempts"] == 0
+
+
+# --- the cache
+
+
+def test_an_answer_is_served_again_without_asking(server: Server) -> None:
+    async def use(client: HttpClient) -> dict[str, int]:
+        first, second = [await fetch(server, client, cache_ttl_s=None) for _ in range(2)]
+        assert (first.from_cache, second.from_cache) == (False, True)
+        assert second.body == first.body
+        assert second.attempts == 0
+        await fetch(server, client, cache_ttl_s=None, headers={"Authorization": "another"})
+        await fetch(server, client)
+        return client.stats()
+
+    stats = with_client(use)
+    assert server.calls == 3
+    assert (stats["http_cache_hits"], stats["http_cache_misses"], stats["http_requests"]) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("validator", ["etag", "last_modified"])
+def test_a_stale_answer_is_asked_about_and_a_304_makes_it_fresh_again(server: Server, validator: str) -> None:
+    told = {"ETag": '"v1"'} if validator == "etag" else {"Last_Modified": "Wed, 21 Oct 2026 07:28:00 GMT"}
+    server.plan(status(200, b"data", **told), status(304), status(304), status(200, b"new"))
+
+    async def use(client: HttpClient) -> dict[str, int]:
+        first = await fetch(server, client, cache_ttl_s=1e-9)
+        again = await fetch(server, client, cache_ttl_s=1e-9)
+        assert (again.status, again.body, again.from_cache, again.attempts) == (200, b"data", True, 1)
+        assert again.headers == first.headers
+        await fetch(server, client, cache_ttl_s=300)
+        assert (await fetch(server, client, cache_ttl_s=300)).attempts == 0
+        return client.stats()
+
+    stats = with_client(use)
+    name, value = ("If-None-Match", '"v1"') if validator == "etag" else ("If-Modified-Since", told["Last_Modified"])
+    assert [request.headers.get(name) for request in server.trouble.seen["/x"]] == [None, value, value]
+    assert stats["http_revalidated"] == 2
+    assert stats["http_requests_ok"] == 3
+
+
+def test_the_callers_own_validators_go_out_and_the_304_comes_back(server: Server) -> None:
+    server.plan(status(200, b"data", ETag='"v2"'), status(304))
+
+    async def use(client: HttpClient) -> Response:
+        await fetch(server, client, cache_ttl_s=300)
+        return await fetch(server, client, cache_ttl_s=300, etag='"v1"', last_modified="Wed, 21 Oct 2026 07:28:00 GMT")
+
+    assert with_client(use).status == 304
+    headers = server.trouble.seen["/x"][1].headers
+    assert (headers["If-None-Match"], headers["If-Modified-Since"]) == ('"v1"', "Wed, 21 Oct 2026 07:28:00 GMT")
+
+
+def test_nothing_wrong_is_kept(server: Server) -> None:
+    server.plan(html(), status(404), status(200, b"secret", Cache_Control="no-store"))
+
+    async def use(client: HttpClient) -> list[int]:
+        return [(await fetch(server, client, cache_ttl_s=300)).attempts for _ in range(5)]
+
+    assert with_client(use) == [1, 1, 1, 1, 0]
+
+
+# --- loops, threads, batches, cancellation
+
+
+def test_it_is_built_without_a_loop_and_used_from_two(server: Server) -> None:
+    client = HttpClient(limits=QUICK)
+
+    async def use() -> int:
+        answer = await fetch(server, client)
+        await client.close()
+        return answer.status
+
+    assert [asyncio.run(use()), asyncio.run(use())] == [200, 200]
+    assert client.stats()["http_requests"] == 2
+
+
+def test_two_loops_at_once_share_cache_and_counters_and_one_close_closes_both(server: Server) -> None:
+    client, one, other = HttpClient(limits=QUICK), LoopThread(), LoopThread()
+    try:
+        for thread in (one, other):
+            assert thread.run(fetch_coroutine(server, client, cache_ttl_s=300), 20).status == 200
+            assert thread.run(fetch_coroutine(server, client), 20).status == 200
+        assert client.stats()["http_cache_hits"] == 1
+        assert client.stats()["http_requests"] == 3
+        one.run(client.close(), 20)
+        assert client.stats()["http_requests"] == 3
+    finally:
+        one.close()
+        other.close()
+
+
+async def called(server: Server, times: int) -> None:
+    async with asyncio.timeout(20):
+        while server.calls < times:  # noqa: ASYNC110 - the server's events belong to its own thread
+            await asyncio.sleep(0.005)
+
+
+async def fetch_coroutine(server: Server, client: HttpClient, **options: Any) -> Response:
+    return await fetch(server, client, **options)
+
+
+def test_synchronous_code_in_many_threads_uses_one_loop(server: Server) -> None:
+    client, thread = HttpClient(limits=QUICK), LoopThread()
+    statuses: list[int] = []
+
+    def work() -> None:
+        statuses.append(thread.run(client.get(f"{server.base}/x", private=True, cache_ttl_s=0), 20).status)
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    try:
+        for worker in threads:
+            worker.start()
+        for worker in threads:
+            worker.join(20)
+        thread.run(client.close(), 20)
+    finally:
+        thread.close()
+    assert statuses == [200] * 16
+
+
+def test_a_batch_comes_back_in_order_with_its_failures_in_place(server: Server) -> None:
+    server.plan(*[status(503)] * 4, path="/bad")
+    urls = [f"{server.base}/{name}" for name in ("a", "bad", "b", "a")]
+
+    async def use(client: HttpClient) -> list[Response | FetchError]:
+        assert await client.get_many([]) == []
+        return await client.get_many([Request(url, private=True) for url in urls])
+
+    results = with_client(use)
+    assert [result.url if isinstance(result, Response) else type(result) for result in results] == [
+        urls[0],
+        SourceUnavailable,
+        urls[2],
+        urls[3],
+    ]
+
+
+def batch(server: Server, times: int, limits: Limits) -> tuple[int, dict[str, int]]:
+    """How many of so many requests were answered, and the counters."""
+
+    async def use(client: HttpClient) -> tuple[int, dict[str, int]]:
+        results = await client.get_many([Request(f"{server.base}/x", private=True, cache_ttl_s=0)] * times)
+        return sum(isinstance(result, Response) for result in results), client.stats()
+
+    with serving(server.app) as server.base:
+        return with_client(use, limits)
+
+
+def test_never_more_at_once_than_the_limit() -> None:
+    server = Server()
+    capacity = Capacity(server.app, slots=5, service_s=0.01, queue=0)
+    assert batch(server, 100, Limits(at_once=5, start_at_once=5))[0] == 100
+    assert capacity.refused == 0
+
+
+def test_a_server_with_few_slots_loses_no_request() -> None:
+    server = Server()
+    capacity = Capacity(server.app, slots=4, service_s=0.005, queue=12)
+    good, stats = batch(server, 600, Limits(backoff_s=0.05))
+    assert good == capacity.answered == 600
+    assert capacity.refused == stats["http_retries"] > 0  # it did look for the limit
+
+
+def test_a_cancelled_request_gives_its_place_and_connection_back(server: Server) -> None:
+    server.plan(slow_headers(30), slow_body(30), retry_after(15))
+
+    async def use(client: HttpClient) -> Response:
+        for number in range(3):
+            task = asyncio.create_task(fetch_coroutine(server, client))
+            await called(server, number + 1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        return await fetch(server, client, deadline_s=20.0)
+
+    assert with_client(use, Limits(at_once=1, start_at_once=1, backoff_s=0.005)).status == 200
+
+
+def test_who_waits_for_a_place_waits_no_longer_than_its_deadline(server: Server) -> None:
+    server.plan(slow_headers(30))
+
+    async def use(client: HttpClient) -> None:
+        first = asyncio.create_task(fetch_coroutine(server, client))
+        await called(server, 1)
+        with pytest.raises(SourceUnavailable, match="1 others are under way"):
+            await fetch(server, client, deadline_s=0.1)
+        first.cancel()
+        await asyncio.wait([first])
+
+    with_client(use, Limits(at_once=1, start_at_once=1))
+
+
+# --- breaker, rate, budget, the server
+
+
+def fail_twenty(server: Server, client: HttpClient) -> Awaitable[list[Any]]:
+    server.plan(*[status(500)] * 20)
+    return asyncio.gather(*(fetch(server, client) for _ in range(20)), return_exceptions=True)
+
+
+ONE_TRY = Limits(retries=0)
+
+
+def test_a_host_that_fails_is_left_alone_by_every_client(server: Server, url: str) -> None:
+    async def main() -> None:
+        async with open_client(ONE_TRY, url) as one, open_client(ONE_TRY, url) as other:
+            await fail_twenty(server, one)
+            assert server.calls == 20
+            for client in (one, other):
+                with pytest.raises(SourceUnavailable, match=r"127\.0\.0\.1:\d+ is not asked for another 1\d\.\d s"):
+                    await fetch(server, client)
+                assert client.stats()["http_breaker_refused"] == 1
+            assert one.stats()["http_breaker_opened"] == 1
+
+    asyncio.run(main())
+    assert server.calls == 20
+    with redis.Redis.from_url(url) as shared:
+        keys = shared.keys("*")
+        assert keys
+        assert all(key.startswith(b"runner:http:") and shared.pttl(key) > 0 for key in keys)
+
+
+def test_a_ban_is_never_retried_and_stops_every_client_for_as_long_as_it_says(server: Server, url: str) -> None:
+    server.plan(banned(100))
+
+    async def main() -> None:
+        async with open_client(QUICK, url) as one, open_client(QUICK, url) as other:
+            with pytest.raises(SourceRefused, match=r"HTTP 418, banned: .* is not asked for 100 s"):
+                await fetch(server, one)
+            for client in (one, other):
+                with pytest.raises(SourceUnavailable, match=r"another (99|100)\.\d s"):
+                    await fetch(server, client)
+
+    asyncio.run(main())
+    assert server.calls == 1
+
+
+RATE = Rate("test", weight_per_period=1000, period_s=1.0, burst=10)
+
+
+def test_a_429_to_one_client_blocks_the_other(server: Server, url: str) -> None:
+    server.plan(retry_after(30))
+
+    async def main() -> None:
+        async with open_client(QUICK, url) as one, open_client(QUICK, url) as other:
+            with pytest.raises(SourceUnavailable, match="HTTP 429"):
+                await fetch(server, one, rate=RATE, deadline_s=5.0)
+            with pytest.raises(SourceUnavailable, match=r"the rate limit of test leaves room in (29|30)\.\d s"):
+                await fetch(server, other, rate=RATE, deadline_s=5.0)
+
+    asyncio.run(main())
+    assert server.calls == 1
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_two_clients_keep_one_rate_together_if_a_server_tells_them(server: Server, url: str, *, shared: bool) -> None:
+    slow = Rate("slow", weight_per_period=10, period_s=60.0, burst=10)
+
+    async def main() -> int:
+        async with open_client(QUICK, url * shared) as one, open_client(QUICK, url * shared) as other:
+            results = await asyncio.gather(
+                *(fetch(server, client, rate=slow, weight=2, deadline_s=1.0) for client in (one, other) * 8),
+                return_exceptions=True,
+            )
+        return sum(isinstance(result, Response) for result in results)
+
+    assert asyncio.run(main()) == server.calls == (5 if shared else 10)
+
+
+def test_without_its_server_it_works_by_local_rules(server: Server, tmp_path: Path) -> None:
+    async def main(url: str) -> None:
+        async with open_client(ONE_TRY, url) as client:
+            assert (await fetch(server, client, rate=RATE)).status == 200
+            assert client.stats()["http_shared_errors"] == 1
+            await fail_twenty(server, client)
+            with pytest.raises(SourceUnavailable, match="is not asked"):
+                await fetch(server, client)
+
+    with running_valkey(tmp_path) as url:
+        pass  # and gone
+    asyncio.run(main(url))
+
+
+def test_a_server_that_dies_meanwhile_fails_no_request(server: Server, tmp_path: Path) -> None:
+    async def main() -> None:
+        with running_valkey(tmp_path) as url:
+            client = HttpClient(server=redis.asyncio.Redis.from_url(url), limits=QUICK)
+            assert (await fetch(server, client, rate=RATE)).status == 200
+            assert client.stats()["http_shared_errors"] == 0
+        for _ in range(5):
+            assert (await fetch(server, client, rate=RATE)).status == 200
+        assert client.stats()["http_shared_errors"] >= 1
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_retries_stay_within_their_budget(server: Server) -> None:
+    server.plan(*[status(503)] * 1000)
+
+    async def use(client: HttpClient) -> dict[str, int]:
+        await client.get_many([Request(f"{server.base}/x", private=True, cache_ttl_s=0)] * 19)
+        return client.stats()
+
+    # With three retries each it would be 76: ten retries are the floor, and twenty failed attempts open the breaker.
+    stats = with_client(use)
+    assert stats["http_retries"] <= 10
+    assert server.calls == stats["http_attempts"] <= 29
+    assert stats["http_retries_refused"] + stats["http_breaker_refused"] > 0
+
+
+def test_counters_only_grow_and_are_whole_numbers(server: Server) -> None:
+    async def use(client: HttpClient) -> dict[str, int]:
+        return client.stats()
+
+    stats = with_client(use)
+    assert set(stats.values()) == {0}
+    assert all(name.startswith("http_") and type(value) is int for name, value in stats.items())
+
+
+def test_the_process_ends_its_connections(server: Server) -> None:
+    async def use(client: HttpClient) -> None:
+        await fetch(server, client)
+
+    with_client(use)
+    transport = server.trouble.seen["/x"][0].transport
+    wait_until(lambda: transport is None or transport.is_closing(), "the connection is closed")

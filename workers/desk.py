@@ -1,0 +1,67 @@
+"""The fetch worker's desk: one event loop, one HTTP client, one cache of market data for the whole process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import redis.asyncio
+
+from runner import settings
+from workers.cache import TieredCache
+from workers.loop import loop_thread
+from workers.market import SCHEMA, Market, decode, encode, size_bytes
+from workers.resources import Resources
+from workers.session import HttpClient
+
+T = TypeVar("T")
+
+
+class Desk:
+    """Opened on first use, on the loop that uses it; closed with the process."""
+
+    def __init__(self, held: Resources) -> None:
+        self._held = held
+        self._market: Market | None = None
+        self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
+
+    def run(self, call: Callable[[Market], Coroutine[Any, Any, T]]) -> T:
+        """Await ``call(market)`` on the process's event loop; from any thread but the loop's own."""
+        return loop_thread().run(self._called(call))
+
+    def close(self) -> None:
+        """Close connections and the loop."""
+        loop_thread().run(self._close(), timeout_s=5)
+        loop_thread().close()
+
+    async def _called(self, call: Callable[[Market], Coroutine[Any, Any, T]]) -> T:
+        return await call(self._market or self._open())
+
+    def _open(self) -> Market:
+        # Between the question and the answer no other coroutine runs: there is one market.
+        known = settings.load()
+        url = known.cache_url.get_secret_value() if known.cache_url else self._held.url
+        server = redis.asyncio.Redis.from_url(url, socket_connect_timeout=5, health_check_interval=15)
+        http = HttpClient(server=server, contact=known.contact)
+        cache = TieredCache(server, namespace=f"market{SCHEMA}", encode=encode, decode=decode, size=size_bytes)
+        self._held.tally.watch(http.stats)
+        self._held.tally.watch(cache.stats)
+        self._closers = [cache.close, http.close, server.aclose]
+        self._market = Market(http, cache)
+        return self._market
+
+    async def _close(self) -> None:
+        for close in self._closers:
+            await close()
+
+
+_desks: dict[int, Desk] = {}
+
+
+def desk(held: Resources) -> Desk:
+    """This process's desk."""
+    mine = _desks.get(os.getpid())
+    if mine is None:
+        mine = _desks[os.getpid()] = Desk(held)
+    return mine

@@ -1,0 +1,127 @@
+"""What a worker of the fetch queue does with a chunk: symbols of a source, several at once on the one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import redis
+
+from runner.app import QUEUE_BACKTEST, QUEUE_FETCH
+from runner.errors import RunnerError, SweepNotFound
+from runner.source import Source
+from runner.store import CHUNK_BUDGET_S
+from workers import chunks
+from workers.cache import Entry
+from workers.chunks import Done, Following, Job
+from workers.desk import desk
+from workers.market import Prices, prices
+from workers.resources import Resources
+from workers.sources.protocol import Table
+
+# Symbols of one chunk under way at once; the HTTP client bounds the requests, this bounds what is in memory.
+SYMBOLS_AT_ONCE = 16
+
+
+def run_chunk(held: Resources, batch: str, start: int, worker: str) -> list[Following]:
+    """Fetch the chunk that begins at symbol ``start``, and open the runs on what it brought."""
+    # A name of its own for each delivery: a thread that gets a chunk which another thread still does leaves it alone.
+    job = Job(
+        queue=QUEUE_FETCH,
+        owner=f"{worker}/{secrets.token_hex(4)}",
+        died=lambda _: False,
+        run=partial(_run, held),
+        poisoned=partial(_poisoned, held),
+    )
+    following = chunks.run_chunk(held, job, batch, start)
+    return following + _opened(held, batch)
+
+
+def _run(held: Resources, batch: str, start: int, stop: int) -> Done:
+    wanted = _source(held, batch)
+    began = time.monotonic()
+    landed: list[dict[str, Any]] = []
+    while start + len(landed) < stop and time.monotonic() - began < CHUNK_BUDGET_S:
+        at = start + len(landed)
+        landed += _fetch(held, batch, wanted, wanted.symbols[at : min(at + SYMBOLS_AT_ONCE, stop)])
+    return _done(held, batch, start, landed, time.monotonic() - began)
+
+
+def _done(held: Resources, batch: str, start: int, landed: list[dict[str, Any]], seconds: float) -> Done:
+    return Done(
+        stop=start + len(landed),
+        failed=sum("error" in item for item in landed),
+        seconds=seconds,
+        blob=json.dumps(landed).encode(),
+        landed=landed if held.ledger.fed_by(batch) else (),
+    )
+
+
+def _fetch(held: Resources, batch: str, wanted: Source, symbols: Sequence[str]) -> list[dict[str, Any]]:
+    """Each symbol's reference, its prices stored under it for whoever needs them, or its error."""
+    found = desk(held).run(lambda market: _gathered(market.entries(wanted, symbol) for symbol in symbols))
+    return [_item(held, batch, wanted, symbol, entries) for symbol, entries in zip(symbols, found, strict=True)]
+
+
+async def _gathered(calls: Any) -> list[Any]:
+    return list(await asyncio.gather(*calls, return_exceptions=True))
+
+
+def _item(
+    held: Resources, batch: str, wanted: Source, symbol: str, entries: list[Entry[Table]] | BaseException
+) -> dict[str, Any]:
+    if isinstance(entries, asyncio.CancelledError | redis.RedisError):
+        raise entries
+    if isinstance(entries, BaseException):
+        return {"symbol": symbol, "error": _described(entries)}
+    try:
+        brought = prices(wanted, symbol, entries)
+    except Exception as error:  # noqa: BLE001 - a bad symbol is a row; a chunk that raised would be handed out for ever
+        return {"symbol": symbol, "error": _described(error)}
+    user = held.ledger.fed_by(batch) or batch
+    if not held.ledger.has("data", brought.digest, user):
+        held.ledger.put("data", brought.digest, brought.blob, user)
+    return _reference(symbol, brought)
+
+
+def _reference(symbol: str, brought: Prices) -> dict[str, Any]:
+    return {
+        "symbol": symbol,
+        "kind": brought.kind,
+        "digest": brought.digest,
+        "n_bars": brought.n,
+        "stale_since_s": brought.stale_since_s,
+    }
+
+
+def _described(error: BaseException) -> dict[str, str]:
+    words = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
+    return {"kind": type(error).__name__, "message": words}
+
+
+def _poisoned(held: Resources, batch: str, start: int) -> Done:
+    symbol = _source(held, batch).symbols[start]
+    message = f"fetching {symbol!r} ended the worker process that did it, twice (out of memory, or a crash in C code)"
+    return _done(held, batch, start, [{"symbol": symbol, "error": {"kind": "WorkerLost", "message": message}}], 0.0)
+
+
+def _source(held: Resources, batch: str) -> Source:
+    return Source.from_wire(json.loads(held.ledger.spec(batch)))
+
+
+def _opened(held: Resources, batch: str) -> list[Following]:
+    """Chunks of the sweep that this fetch feeds, now that there are prices for them."""
+    sweep = held.ledger.fed_by(batch)
+    if not sweep:
+        return []
+    try:
+        queue, priority = held.ledger.route(sweep)
+    except SweepNotFound:
+        return []  # removed meanwhile
+    starts = held.ledger.top_up(sweep, held.ledger.slots(QUEUE_BACKTEST))
+    return [Following(sweep, start, queue, priority) for start in starts]
