@@ -154,7 +154,7 @@ async def fixed(url: str) -> tuple[float, int]:
 
 
 def measure_adaptive(*, repeats: int = 3) -> Row:
-    """A server of 16 slots x 20 ms that answers 503 when more than 48 others wait; each run a new client, start included."""
+    """A server of 16 slots x 20 ms that answers 503 beyond 48 that wait; each run is a new client's, start included."""
     ours, plain = [], []
     for _ in range(repeats):
         with server(SMALL_SERVER, SLOTS, SERVICE_S, QUEUE) as url:
@@ -164,7 +164,10 @@ def measure_adaptive(*, repeats: int = 3) -> Row:
     shares = [run[0] / IDEAL for run in ours]
     lost = sum(run[1] for run in ours)
     return Row(
-        claim=f"{JOBS:,} requests to {SLOTS} slots x {SERVICE_S * 1000:g} ms, 503 when {QUEUE} wait: share of {IDEAL:g}/s",
+        claim=(
+            f"{JOBS:,} requests to a server of {SLOTS} slots x {SERVICE_S * 1000:g} ms that answers 503 beyond "
+            f"{QUEUE} waiting: share of the ideal {IDEAL:g} a second"
+        ),
         figure=f"{spread(shares)}, {lost} lost",
         target=f"{ADAPTIVE_TARGET}, none lost",
         reached=median(shares) >= ADAPTIVE_TARGET and not lost,

@@ -240,8 +240,9 @@ class Client:
             for bars in plan.bars.values():
                 if not self._ledger.has("data", bars.digest, batch):
                     self._ledger.put("data", bars.digest, bars.to_bytes(), batch)
-            fed = {"feeds": batch, "points": len(plan.space)}
-            feeder = None if plan.source is None else _fetch_work(plan.source, priority, **fed)
+            feeder = None
+            if plan.source is not None:
+                feeder = _fetch_work(plan.source, priority, feeds=batch, points=len(plan.space))
             self._ledger.activate(batch, _sweep_work(sweep, priority), feeder)
         except BaseException:
             self._ledger.remove(batch)
@@ -334,6 +335,7 @@ def _fetch_work(source: Source, priority: str, *, feeds: str = "", points: int =
 
 def _made_name(strategy: str, symbols: Sequence[str]) -> str:
     """sma-cross-btcusdt-7f3a: readable, and unlike any other."""
-    what = symbols[0] if len(symbols) == 1 else f"{len(symbols)}-symbols"
+    # Of an address without its query, which may hold a key: Flower shows the name.
+    what = symbols[0].partition("?")[0] if len(symbols) == 1 else f"{len(symbols)}-symbols"
     words = re.sub(r"[^a-z0-9]+", "-", f"{strategy}-{what}".lower()).strip("-")
     return f"{words[:60] or 'sweep'}-{secrets.token_hex(4)}"

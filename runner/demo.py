@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from rich.text import Text
 
 import runner
 from runner import stack, strategies, terminal
+from runner.app import QUEUE_BACKTEST, QUEUE_FETCH
 from runner.errors import StackError
 
 FEES, SLIPPAGE = 0.001, 0.0005
@@ -50,18 +52,22 @@ def demo(console: Console, *, live: str | None = None) -> None:
 
 def _fetch(console: Console, client: runner.Client, live: str | None) -> runner.Bars:
     """Over HTTP either way: the stand-in speaks Binance's format and serves the packaged S&P 500."""
-    began = time.perf_counter()
-    prices: runner.Bars
     if live is not None:
-        prices = client.fetch(live, source="binance", interval="1d", start=LIVE_START)
-    else:
-        with _provider() as url:
-            base_url = f"{url}/binance"
-            prices = client.fetch(
-                "SP500", source="binance", interval="1d", start="1999-01-01", end="2019-01-01", base_url=base_url
-            )
+        return _fetched(console, client, live, start=LIVE_START)
+    workers = client.workers()
+    fetchers = workers[[queues == [QUEUE_FETCH] for queues in workers["queues"]]]
+    if set(fetchers["host"]) != {socket.gethostname()}:
+        console.print("The fetch workers run elsewhere and cannot reach a provider here: packaged prices instead.")
+        return runner.sample_data("SP500")
+    with _provider() as url:
+        return _fetched(console, client, "SP500", start="1999-01-01", end="2019-01-01", base_url=f"{url}/binance")
+
+
+def _fetched(console: Console, client: runner.Client, symbol: str, **options: str) -> runner.Bars:
+    began = time.perf_counter()
+    prices: runner.Bars = client.fetch(symbol, source="binance", interval="1d", **options)  # type: ignore[arg-type]  # all text
     took_s = time.perf_counter() - began
-    console.print(f"Fetched {len(prices):,} bars of {prices.symbol} over HTTP in {took_s:.1f} s.")
+    console.print(f"Fetched {len(prices):,} bars of {prices.symbol} over HTTP in {took_s:.2f} s.")
     return prices
 
 
@@ -82,7 +88,7 @@ def _provider() -> Iterator[str]:
 def _say_where(console: Console, client: runner.Client) -> None:
     info = stack.running()
     workers = client.workers()
-    backtest = workers[[queues == ["backtest"] for queues in workers["queues"]]]
+    backtest = workers[[queues == [QUEUE_BACKTEST] for queues in workers["queues"]]]
     console.print(f"Server {client.url}, {backtest['concurrency'].sum()} worker processes.")
     if info and info.flower_url:
         console.print(Text(f"Flower, to watch them: {terminal.flower(info)}\n"), soft_wrap=True)

@@ -66,7 +66,7 @@ def fetcher(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) ->
     """A fetch worker beside the shared deployment's, with keys as an operator would set them."""
     folder = tmp_path_factory.mktemp("fetcher")
     keys = {"RUNNER_TIINGO_KEY": KEY, "RUNNER_ALPACA_KEY_ID": KEY, "RUNNER_ALPACA_SECRET_KEY": KEY}
-    with running_worker(deployment.url, SECRET, 4, folder, sys.executable, "fetch", **keys) as worker:
+    with running_worker(deployment.url, SECRET, 4, folder, sys.executable, queue="fetch", **keys) as worker:
         yield worker
 
 
@@ -88,7 +88,7 @@ def start_worker(url: str, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
         def start(
             concurrency: int = 2, *, secret: str = SECRET, python: str = sys.executable, queue: str = "backtest"
         ) -> Worker:
-            return stack.enter_context(running_worker(url, secret, concurrency, tmp_path, python, queue))
+            return stack.enter_context(running_worker(url, secret, concurrency, tmp_path, python, queue=queue))
 
         yield start
 

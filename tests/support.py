@@ -60,7 +60,7 @@ def running_valkey(folder: Path, port: int = 0, password: str = "") -> Iterator[
 
 @contextmanager
 def running_worker(
-    url: str, secret: str, concurrency: int, folder: Path, python: str, queue: str = "backtest", **variables: str
+    url: str, secret: str, concurrency: int, folder: Path, python: str, *, queue: str = "backtest", **variables: str
 ) -> Iterator[Worker]:
     name = f"w{secrets.token_hex(3)}"
     path = folder / f"{name}.log"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from functools import lru_cache
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
@@ -46,13 +47,16 @@ def _inside(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4
 
 def check_literal(url: URL) -> None:
     """SourceRefused when the host is itself a private IP address: the connector asks no resolver about those."""
-    host = url.host or ""
+    if _is_private_literal(url.host or ""):
+        raise refusal(url.host or "")
+
+
+@lru_cache(1024)  # reading what is no address costs a tenth of a request on loopback, and hosts are few
+def _is_private_literal(host: str) -> bool:
     try:
-        public = is_public(host)
+        return not is_public(host)
     except ValueError:
-        return  # a name: PublicResolver sees to it
-    if not public:
-        raise refusal(host)
+        return False  # a name: PublicResolver sees to it
 
 
 def refusal(host: str) -> SourceRefused:

@@ -18,7 +18,7 @@ import redis.asyncio
 from runner.errors import BadAnswer, SourceUnavailable
 from workers.flight import Claim, Flight
 from workers.local_cache import LIMIT_BYTES, LocalCache
-from workers.server import Server, ServerAway
+from workers.server import Server, ServerAway, ended
 from workers.shelf import Head, Shelf
 
 V = TypeVar("V")
@@ -156,10 +156,7 @@ class TieredCache(Generic[V]):
     async def close(self) -> None:
         """Cancel what is being loaded; the server's client stays open, it is its owner's."""
         while self._loads:
-            tasks = list(self._loads.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*[ended(flight) for flight in self._loads.values()])
         await self._flight.close()
 
     def stats(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from runner.errors import FetchError
-from workers.server import Server, ServerAway
+from workers.server import Server, ServerAway, ended
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class Claim:
         self, _type: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         if self._beat is not None:
-            await _ended(self._beat)
+            await ended(self._beat)
         await self.release(error)
 
     async def _extend(self) -> None:
@@ -152,7 +152,7 @@ class Flight:
     async def close(self) -> None:
         """End the listener."""
         if self._listener is not None:
-            await _ended(self._listener)
+            await ended(self._listener)
             self._listener = None
 
     async def _listens(self) -> bool:
@@ -181,7 +181,9 @@ class Flight:
                 ready.set_result(False)
 
     def _tell(self, word: bytes) -> None:
-        with suppress(ValueError, TypeError, RecursionError):  # anyone may publish: what is no word of ours says nothing
+        with suppress(
+            ValueError, TypeError, RecursionError
+        ):  # anyone may publish: not a word of ours
             key, told = json.loads(word)
             news = self._news.get(key)
             if news is not None and not news.done():
@@ -212,11 +214,6 @@ async def _heard(news: asyncio.Future[FetchError | None]) -> None:
     error = news.result() if news.done() else None
     if error is not None:
         raise error
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
 
 
 def _client(server: Server) -> redis.asyncio.Redis:

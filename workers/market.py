@@ -220,7 +220,7 @@ def _ttl_s(piece: Span, bar_ns: int, now_ns: int) -> float:
 def _key(wanted: Source, symbol: str, piece: Span) -> str:
     """Readable in front, exact behind: everything that changes the content is in the digest."""
     exact = json.dumps([wanted.provider, symbol, wanted.interval, dict(wanted.options), piece.name], sort_keys=True)
-    shown = re.sub(r"[^A-Za-z0-9._-]+", "_", symbol)[:40]
+    shown = re.sub(r"[^A-Za-z0-9._-]+", "_", _shown(symbol))[:40]
     digest = hashlib.sha256(exact.encode()).hexdigest()[:16]
     return f"{wanted.provider}:{shown}:{wanted.interval}:{piece.name}:{digest}"
 
@@ -232,4 +232,9 @@ def _note(error: FetchError) -> str:
 def _named(wanted: Source, symbol: str) -> str:
     start = "" if wanted.start_ns is None else shown_time(wanted.start_ns)
     end = "now" if wanted.end_ns is None else shown_time(wanted.end_ns)
-    return f"{wanted.provider}: {symbol} {wanted.interval} {start}..{end}"
+    return f"{wanted.provider}: {_shown(symbol)} {wanted.interval} {start}..{end}"
+
+
+def _shown(symbol: str) -> str:
+    """Of an address without its query, which may hold a key."""
+    return symbol.partition("?")[0]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import redis.asyncio
 from redis.exceptions import ConnectionError as NotConnected
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 DEADLINE_S = 2.0
 # After an outage one call tries again this often, and the others do without at once.
 PAUSE_S = 3.0
+# Long enough for a task to give its lock back before it is cancelled once more.
+CANCEL_AGAIN_S = 1.0
 
 
 class ServerAway(Exception):
@@ -54,12 +56,17 @@ class Server:
             raise ServerAway
         if self._down:  # this call is the probe: the others need not wait for it
             self._away_until = now + DEADLINE_S
+        cancels = _cancels()
         try:
             async with asyncio.timeout(DEADLINE_S):
                 answer = await call(self.client)
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
             raise ServerAway from error
+        finally:
+            # redis-py awaits through asyncio.wait_for, which before Python 3.12 may lose a cancellation (gh-81839).
+            if _cancels() > cancels:
+                raise asyncio.CancelledError
         if self._down:
             self._down, self._away_until = False, 0.0
             logger.warning("the cache's server answers again")
@@ -76,3 +83,16 @@ class Server:
         if not self._down:
             self._down = True
             logger.warning("the cache's server is away (%r): doing without, slower", error)
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    """Cancel a task of ours until it has ended: once is not enough, its Redis calls may lose a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_AGAIN_S)
+
+
+def _cancels() -> int:
+    """How often this task was cancelled, time-outs apart."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0

@@ -171,7 +171,8 @@ class Wire:
                     target = response.headers.get("Location") if response.status in addresses.REDIRECTS else None
                     body = await (_drain(response) if failed or target else _read(response, call))
                 finally:
-                    response.close()  # nothing to do when all was read: the connection is back in the pool by then
+                    if not response.closed:  # else all was read, and the connection is back in the pool
+                        pass
             call.answered += not failed
             if failed or not target:
                 return Response(

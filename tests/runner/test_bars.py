@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import re
 from typing import Any
 
 import numpy as np
@@ -136,18 +135,22 @@ def test_bytes_round_trip_every_bit_and_the_symbol() -> None:
     assert Bars.from_bytes(without.to_bytes()).volume is None
 
 
+def _read(payload: bytes) -> Bars | None:
+    """What the bytes say, None when they are refused."""
+    try:
+        return Bars.from_bytes(payload)
+    except BarsError:
+        return None
+
+
 def test_damaged_bytes_are_refused() -> None:
-    bars = Bars(**COLUMNS)
-    payload, refused = bars.to_bytes(), 0
-    for at in range(len(payload)):
-        try:
-            again = Bars.from_bytes(payload[:at] + bytes([payload[at] ^ 1]) + payload[at + 1 :])
-        except BarsError as error:
-            assert re.search("damaged|not bars", str(error))
-            refused += 1
-        else:
-            assert again == bars  # the symbol's name took the blow
-    assert refused > 0.8 * len(payload)
+    bars = Bars(**COLUMNS, symbol="A")
+    payload = bars.to_bytes()
+    read = [_read(payload[:at] + bytes([payload[at] ^ 1]) + payload[at + 1 :]) for at in range(len(payload))]
+    assert {again for again in read if again is not None} == {
+        bars
+    }  # the blow fell on the symbol, no part of the content
+    assert read.count(None) > 0.9 * len(payload)
     for junk in (b"", b"junk", payload[: len(payload) // 2]):
         with pytest.raises(BarsError, match="not bars"):
             Bars.from_bytes(junk)

@@ -22,7 +22,12 @@ def test_one_symbol_or_many_are_a_tuple() -> None:
 
 @pytest.mark.parametrize(
     "start",
-    ["2020-01-02", dt.date(2020, 1, 2), pd.Timestamp("2020-01-02"), pd.Timestamp("2020-01-02 01:00", tz="Europe/Paris")],
+    [
+        "2020-01-02",
+        dt.date(2020, 1, 2),
+        pd.Timestamp("2020-01-02"),
+        pd.Timestamp("2020-01-02 01:00", tz="Europe/Paris"),
+    ],
 )
 def test_every_way_to_write_a_moment_is_nanoseconds_of_utc(start: Any) -> None:
     assert Source("x", "A", start=start).start_ns == 18_263 * DAY_NS

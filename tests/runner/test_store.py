@@ -362,8 +362,13 @@ def test_the_fetch_behind_a_sweep_is_not_listed_beside_it(ledger: Ledger) -> Non
 def test_symbols_with_stale_prices_are_told(ledger: Ledger) -> None:
     submit_over_a_source(ledger, symbols=3, points=1)
     ledger.top_up("s/fetch", slots=1)
-    items = [{"symbol": "A", "stale_since_s": None}, {"symbol": "B", "stale_since_s": 1.5}, {"symbol": "C", "error": {}}]
-    land(ledger, 0, *items)
+    land(
+        ledger,
+        0,
+        {"symbol": "A", "stale_since_s": None},
+        {"symbol": "B", "stale_since_s": 1.5},
+        {"symbol": "C", "error": {}},
+    )
     assert ledger.stale("s") == ["B"]
 
 

@@ -123,3 +123,18 @@ def test_a_refusal_is_away_for_this_call_alone(url: str) -> None:
             assert server.errors == 1
 
     asyncio.run(main())
+
+
+def test_a_cancelled_call_ends_cancelled_at_whatever_moment_it_comes(url: str) -> None:
+    async def main() -> None:
+        for ticks in range(40):
+            async with served(url) as server:
+                call = asyncio.create_task(server.ask(lambda client: client.get("k")))
+                for _ in range(ticks):
+                    await asyncio.sleep(0)
+                finished = call.done()
+                call.cancel()
+                await asyncio.wait({call})
+                assert call.cancelled() or finished, ticks
+
+    asyncio.run(main())

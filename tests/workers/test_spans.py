@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -13,8 +14,8 @@ UNITS: list[Unit] = ["day", "month", "year", "decade"]
 MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - hypothesis wants them naive
 
 
-def ns(*date: int) -> int:
-    return int(datetime(*date, tzinfo=UTC).timestamp()) * SECOND_NS  # type: ignore[misc]  # year, month, day
+def ns(year: int, month: int, day: int) -> int:
+    return int(datetime(year, month, day, tzinfo=UTC).timestamp()) * SECOND_NS
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_pieces_cover_the_range_without_gap_or_overlap(unit: Unit, moments: list
     pieces = list(spans(unit, start, end))
     assert pieces[0].start_ns <= start < pieces[0].end_ns
     assert pieces[-1].start_ns < end <= pieces[-1].end_ns
-    assert all(one.end_ns == other.start_ns for one, other in zip(pieces, pieces[1:], strict=False))
+    assert all(one.end_ns == other.start_ns for one, other in pairwise(pieces))
     assert len({piece.name for piece in pieces}) == len(pieces)
 
 

@@ -20,7 +20,6 @@ from runner.errors import (
     BadAnswer,
     FetchError,
     InputError,
-    NoData,
     SettingsError,
     SourceRefused,
     SourceUnavailable,
@@ -184,7 +183,7 @@ async def _rows(exchange: Any, ask: Ask, label: str) -> list[Any]:
             continue
         first_ns, last_ns = int(time.min()), int(time.max())
         if len(time) >= limit and first_ns >= from_ns + bar_ns and last_ns + bar_ns > ask.now_ns:
-            raise NoData(
+            raise SourceRefused(
                 f"{label}: the exchange sends only its newest {len(time)} bars, from {shown_time(first_ns)} on, "
                 "whatever the start. Ask for a later start or a longer interval, or take another source."
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from runner.columns import shown_time
-from runner.errors import BadAnswer, FetchError, NoData, SourceRefused, SourceUnavailable, SymbolUnknown
+from runner.errors import BadAnswer, FetchError, SourceRefused, SourceUnavailable, SymbolUnknown
 from workers.session import HttpClient, Rate, Request
 from workers.sources import parse
 from workers.sources.protocol import Ask, Kind, Table, Unit
@@ -58,7 +58,7 @@ class Kraken:
         """The span's bars; see `workers.sources.protocol.Source.load`.
 
         Raises:
-            NoData: also when Kraken has only a part of the span.
+            SourceRefused: also when Kraken has only a part of the span: an answer without the rest would look whole.
         """
         label = parse.where(self.name, ask)
         base, private = parse.base_url(ask, BASE_URL)
@@ -77,7 +77,7 @@ class Kraken:
         time = parse.stamps(parse.column(rows, 0, label), label)
         columns = {name: parse.floats(parse.column(rows, at, label), name, label) for name, at in FIELDS.items()}
         if len(rows) >= NEWEST_BARS and time.min() >= ask.start_ns + parse.interval_ns(ask.interval):
-            raise NoData(
+            raise SourceRefused(
                 f"{label}: Kraken has only the last {NEWEST_BARS} bars, here from {shown_time(time.min())} on. "
                 "Ask for a later start or a longer interval, or take another source."
             )

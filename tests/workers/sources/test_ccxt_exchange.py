@@ -177,7 +177,7 @@ def test_an_exchange_that_sends_its_newest_bars_whatever_the_start_is_found_out(
     newest = server.prices.bars("BTCUSDT", "1h", ns("2025-01-01"), ns("2025-04-01"))
     rows = kline_rows(part(newest, slice(-1000, None)), "1h", 10**6)
     server.trouble.plan[KLINES] = [answering(rows)]
-    with pytest.raises(NoData, match="only its newest 1000 bars, from 2025-01-27T21:00:00 on"):
+    with pytest.raises(SourceRefused, match="only its newest 1000 bars, from 2025-01-27T21:00:00 on"):
         load(Ccxt(), asked(server, "1h", "2025-01-01", "2026-01-01"))
 
 

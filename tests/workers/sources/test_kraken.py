@@ -92,7 +92,7 @@ def test_what_the_answer_calls_unfinished_is_dropped_even_if_our_clock_is_ahead(
 def test_a_span_that_kraken_has_only_a_part_of_is_refused_with_what_it_has(
     server: Exchanges, interval: str, start: str, end: str, since: str
 ) -> None:
-    with pytest.raises(NoData, match=rf"^kraken: XBTUSD {interval} .*only the last 720 bars, here from {since}"):
+    with pytest.raises(SourceRefused, match=rf"^kraken: XBTUSD {interval} .*only the last 720 bars, here from {since}"):
         load(Kraken(), asked(server, interval, start, end))
 
 
