@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two pips in one .venv get in each other's way
-.PHONY: help demo test lint bench format
+.PHONY: help demo test chaos lint bench format
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -19,6 +19,9 @@ demo: $(RUNTIME)  ## ten thousand backtests of the S&P 500 through real workers 
 
 test: $(FULL)  ## every test
 	@$(BIN)/python -m pytest
+
+chaos: $(FULL)  ## the long fault tests
+	@$(BIN)/python -m pytest -m chaos tests/faults
 
 lint: $(FULL)  ## ruff, mypy and the import contracts
 	@$(BIN)/ruff check .

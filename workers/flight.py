@@ -144,7 +144,7 @@ class Flight:
                     return found
                 if mine:
                     return claim
-                if await self._listens():
+                if await self._listens() or news.done():
                     await _heard(news)
         finally:
             self._news.pop(key, None)

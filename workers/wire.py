@@ -172,7 +172,7 @@ class Wire:
                     body = await (_drain(response) if failed or target else _read(response, call))
                 finally:
                     if not response.closed:  # else all was read, and the connection is back in the pool
-                        pass
+                        response.close()
             call.answered += not failed
             if failed or not target:
                 return Response(

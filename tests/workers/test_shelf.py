@@ -102,7 +102,7 @@ def test_a_new_writing_removes_the_parts_of_the_old_one(url: str) -> None:
         async with bench(url) as b:
             first, _ = await b.write("k", head(), b"x" * PART_BYTES * 3)
             second, _ = await b.write("k", head(), b"y" * PART_BYTES * 2, old=first)
-            assert {name.split(b":")[-2] for name in await b.client.keys(f"{P}part:*")} == {second.generation.encode()}
+            assert {str(name).split(":")[-2] for name in await b.client.keys(f"{P}part:*")} == {second.generation}
             assert await b.shelf.read("k") == (second, b"y" * PART_BYTES * 2)
 
     asyncio.run(main())
@@ -179,9 +179,9 @@ def test_a_flipped_byte_anywhere_is_a_miss(url: str) -> None:
     async def main() -> None:
         async with bench(url) as b:
             await b.write("k", head(), b"the value")
-            blob = bytearray(await b.client.get(f"{P}entry:k"))
+            blob = bytes(await b.client.get(f"{P}entry:k"))  # type: ignore[arg-type] # this client answers bytes
             for at in range(len(blob)):
-                broken = bytes(blob[:at]) + bytes([blob[at] ^ 1]) + bytes(blob[at + 1 :])
+                broken = blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :]
                 await b.client.set(f"{P}entry:k", broken, px=9000)
                 assert await b.shelf.read("k") is None, at
             assert b.shelf.damaged == len(blob)
