@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -36,6 +38,7 @@ class Part(StrEnum):
     SERVER = "server"
     WORKER = "worker"
     FLOWER = "flower"
+    METRICS = "metrics"
 
 
 class Adjustment(StrEnum):
@@ -153,7 +156,7 @@ def flower(
 def check(
     part: Annotated[Part, typer.Argument(help="What must answer.")],
     queues: Annotated[str, typer.Option(help="worker: the queues that one on this host must listen to.")] = "backtest",
-    port: Annotated[int, typer.Option(help="flower: its port on this host.")] = 5555,
+    port: Annotated[int | None, typer.Option(help="flower, metrics: its port on this host; 5555, 9464.")] = None,
 ) -> None:
     """Exit with 0 when it truly answers, else with 1: for health checks."""
     from runner import monitor, stack, store
@@ -161,7 +164,9 @@ def check(
     url, secret = stack.deployment()
     if part is Part.FLOWER:
         login = os.environ.get("FLOWER_BASIC_AUTH") or f"{monitor.USER}:{monitor.password(secret)}"
-        fine = monitor.answers(port, login)
+        fine = monitor.answers(port or monitor.FLOWER_PORT, login)
+    elif part is Part.METRICS:
+        fine = monitor.serves_metrics(port or monitor.METRICS_PORT)
     else:
         ledger = store.Ledger(store.connect(url))
         ledger.check(url, secret)
@@ -252,9 +257,12 @@ def metrics(
     url, secret = stack.deployment()
     ledger = store.Ledger(store.connect(url))
     ledger.check(url, secret)
-    with exporter.serving(ledger, address, port) as (bound, wait):
+    stopped = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stopped.set())
+    with exporter.serving(ledger, address, port) as bound:
         typer.echo(f"http://{address}:{bound}/metrics")
-        wait()
+        stopped.wait()
 
 
 @app.command()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -57,8 +56,8 @@ class DeploymentCollector(Collector):
 
 
 @contextmanager
-def serving(ledger: Ledger, address: str, port: int) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Serve ``/metrics`` while the block runs; yields the port and a function that waits until the server ends.
+def serving(ledger: Ledger, address: str, port: int) -> Iterator[int]:
+    """Serve ``/metrics`` while the block runs; yields the port, which 0 leaves to the system.
 
     Raises:
         SettingsError: the address cannot be listened on.
@@ -70,12 +69,8 @@ def serving(ledger: Ledger, address: str, port: int) -> Iterator[tuple[int, Call
     except OSError as error:
         raise SettingsError(f"cannot listen on {address}:{port} ({error.strerror}): choose another --port.") from None
     try:
-        yield server.server_port, thread.join
+        yield server.server_port
     finally:
-        _stop(server.shutdown, thread)
+        server.shutdown()
+        thread.join(5)
         server.server_close()
-
-
-def _stop(shutdown: Callable[[], None], thread: threading.Thread) -> None:
-    shutdown()
-    thread.join(5)

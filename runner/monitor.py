@@ -1,4 +1,4 @@
-"""Flower, the page that shows workers and tasks: how it is started, and whether it truly answers."""
+"""Flower, the page that shows workers and tasks: how it is started, and whether it and the metrics truly answer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from runner import signing
 
 USER = "runner"
+FLOWER_PORT = 5555  # Flower's own default
+METRICS_PORT = 9464  # what Prometheus' list of exporters' ports gives to instrumented programs
 # Flower's own default of 100,000 is what its issues about memory are about.
 MAX_TASKS = 10_000
 
@@ -57,10 +59,15 @@ def answers(port: int, user_and_password: str, *, host: str = "127.0.0.1") -> bo
     return _status(host, port, {}) == http.HTTPStatus.UNAUTHORIZED and _status(host, port, login) == http.HTTPStatus.OK
 
 
-def _status(host: str, port: int, headers: Mapping[str, str]) -> int | None:
+def serves_metrics(port: int, *, host: str = "127.0.0.1") -> bool:
+    """True when the deployment's metrics are shown there."""
+    return _status(host, port, {}, "/metrics") == http.HTTPStatus.OK
+
+
+def _status(host: str, port: int, headers: Mapping[str, str], path: str = "/workers") -> int | None:
     with closing(http.client.HTTPConnection(host, port, timeout=5)) as page:
         try:
-            page.request("GET", "/workers", headers=dict(headers))
+            page.request("GET", path, headers=dict(headers))
             return page.getresponse().status
         except (OSError, http.client.HTTPException):
             return None

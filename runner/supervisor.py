@@ -26,7 +26,6 @@ TICK_S = 0.2
 LOG_CHECK_S = 10.0
 # Another program may take a port between the moment it was found free and the moment the server binds it.
 PORT_TRIES = 5
-FLOWER_PORT = 5555
 # As workers.__main__ takes by default: what bounds requests is the HTTP client, not these.
 FETCH_THREADS = 8
 
@@ -223,7 +222,7 @@ class Supervisor:
             )
             return lambda: monitor.answers(port, f"{monitor.USER}:{monitor.password(self._secret)}")
 
-        usual = 0 if valkey.is_taken(FLOWER_PORT) else FLOWER_PORT
+        usual = 0 if valkey.is_taken(monitor.FLOWER_PORT) else monitor.FLOWER_PORT
         self._flower_port = self._listen(flower, 0, prepare, first_choice=usual)
 
     def _listen(

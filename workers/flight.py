@@ -181,9 +181,7 @@ class Flight:
                 ready.set_result(False)
 
     def _tell(self, word: bytes) -> None:
-        with suppress(
-            ValueError, TypeError, RecursionError
-        ):  # anyone may publish: not a word of ours
+        with suppress(ValueError, TypeError, RecursionError):  # anyone may publish: not a word of ours
             key, told = json.loads(word)
             news = self._news.get(key)
             if news is not None and not news.done():

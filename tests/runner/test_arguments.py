@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import runner
@@ -166,3 +167,32 @@ def test_a_file_that_is_no_parquet_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_written_is_refused_before_anything_runs(name: str) -> None:
     with pytest.raises(InputError, match=r"ends in \.parquet or \.csv|does not exist"):
         arguments.output(name)
+
+
+# Sources
+
+
+def test_options_of_a_source_are_names_and_plain_values() -> None:
+    found = arguments.options(["feed=iex", "n=3", "private=true", "base_url=http://a/b?c=d"])
+    assert found == {"feed": "iex", "n": 3, "private": True, "base_url": "http://a/b?c=d"}
+
+
+@pytest.mark.parametrize("texts", [["feed"], ["=iex"], ["a b=c"], ["feed=a", "feed=b"]])
+def test_an_option_that_is_none_is_said(texts: list[str]) -> None:
+    with pytest.raises(InputError, match="NAME=VALUE"):
+        arguments.options(texts)
+
+
+@pytest.mark.parametrize("name", ["prices.parquet", "prices.csv"])
+def test_what_is_written_can_be_read_again(tmp_path: Path, name: str) -> None:
+    bars = {symbol: runner.sample_data(symbol)[:50] for symbol in ("AAPL", "IBM")}
+    arguments.write(bars, tmp_path / name)
+    assert arguments.prices(str(tmp_path / name)) == bars
+
+
+def test_a_series_is_written_with_its_symbol(tmp_path: Path) -> None:
+    series = runner.sample_series("VIX").dropna()
+    arguments.write({"VIX": series}, tmp_path / "vix.parquet")
+    table = pd.read_parquet(tmp_path / "vix.parquet")
+    assert table["value"].to_list() == series.to_list()
+    assert set(table["symbol"]) == {"VIX"}

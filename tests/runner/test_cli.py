@@ -13,10 +13,13 @@ import psutil
 import pytest
 
 import runner
-from runner import stack, store
+from runner import monitor, stack, store
 from runner.stack import LocalStack, StackInfo
+from runner.valkey import free_port
+from tests.misbehaving import serving
 from tests.processes import family, wait_gone
 from tests.support import wait_until
+from workers.standin import make_app
 
 COMMAND = [sys.executable, "-m", "runner"]
 STRATEGIES = """
@@ -104,7 +107,7 @@ def test_help_is_quick_because_it_loads_nothing_heavy() -> None:
 def test_help_names_every_command(run: Run) -> None:
     shown = run("--help")
     assert shown.returncode == 0
-    names = {"up", "down", "status", "worker", "flower", "check", "sweep", "demo"}
+    names = {"up", "down", "status", "worker", "flower", "check", "sweep", "fetch", "metrics", "demo"}
     assert names <= set(shown.stdout.replace("│", " ").split())
 
 
@@ -127,6 +130,11 @@ def test_the_version_is_the_packages(run: Run) -> None:
             "--processes",
         ),
         (["check", "weather"], "weather"),
+        (["fetch", "--source", "binance"], "SYMBOL"),
+        (["fetch", "A"], "--source"),
+        (["fetch", "A", "--source", "binance", "--option", "feed"], "--option"),
+        (["fetch", "A", "--source", "binance", "--adjust", "maybe"], "--adjust"),
+        (["fetch", "A", "--source", "binance", "--out", "x.xlsx"], "--out"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_names_what_is_wrong(run: Run, arguments: list[str], word: str) -> None:
@@ -141,6 +149,8 @@ def test_wrong_usage_ends_with_2_and_names_what_is_wrong(run: Run, arguments: li
     [
         (["status"], "start one with `runner up`"),
         (["worker"], "start one with `runner up`"),
+        (["metrics"], "start one with `runner up`"),
+        (["fetch", "A", "--source", "binance"], "`runner up`"),
         (["up", "--workers", "0"], "expected 1 to"),
         (["sweep", "mine:cross", "--data", "IBM", "--grid", "fast=5:9"], "`runner up`"),
         (["sweep", "mine:crosss", "--data", "IBM", "--grid", "fast=5:9", "--processes", "1"], "mine"),
@@ -284,14 +294,42 @@ def test_checks_answer_with_their_exit_code(run: Run, local: LocalStack) -> None
     there = {"RUNNER_URL": local.info.url, "RUNNER_SECRET": local.info.secret}
     assert run("check", "server", **there).returncode == 0
     assert run("check", "worker", **there).returncode == 0
-    assert run("check", "worker", "--queues", "fetch", **there).returncode == 1
+    assert run("check", "worker", "--queues", "fetch", **there).returncode == 0
+    assert run("check", "worker", "--queues", "other", **there).returncode == 1
+    assert run("check", "metrics", "--port", str(free_port()), **there).returncode == 1
     assert run("check", "flower", **there, FLOWER_BASIC_AUTH="no:body").returncode == 1
+
+
+def test_prices_are_fetched_into_a_file_that_a_sweep_takes(run: Run, folder: Path, local: LocalStack) -> None:
+    there = {"RUNNER_HOME": str(local.home)}
+    with serving(make_app()) as url:
+        what = ["--source", "binance", "--start", "2017-01-01", "--end", "2018-01-01", "--out", "p.parquet"]
+        option = ["--option", f"base_url={url}/binance"]
+        good = run("fetch", "SP500", "ABC", *what, *option, **there)
+        bad = run("fetch", "SP500", "UNKNOWN", *what, *option, **there)
+    assert good.returncode == 0, good.stderr
+    assert "2 symbols are in p.parquet" in good.stdout
+    assert bad.returncode == 1
+    assert "binance: UNKNOWN" in " ".join(bad.stdout.split())
+    swept = run("sweep", "mine:cross", "--data", "p.parquet", "--grid", "fast=5:9", "--processes", "1")
+    assert "best of 4 runs" in swept.stdout, swept.stderr
+
+
+def test_metrics_are_served_until_sigterm(folder: Path, local: LocalStack) -> None:
+    port = free_port()
+    with started(local.home, "metrics", "--port", str(port)) as process:
+        wait_until(lambda: monitor.serves_metrics(port), "the metrics are there")
+        process.terminate()
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert f"http://127.0.0.1:{port}/metrics" in out
 
 
 def test_the_demo_goes_from_nothing_to_the_best_run_and_leaves_nothing(run: Run, folder: Path) -> None:
     ended = run("demo")
     assert ended.returncode == 0, ended.stderr
     for words in (
+        "Fetched 5,031 bars of SP500 over HTTP",
         "10,059 backtests",
         "Flower",
         "runs a second",

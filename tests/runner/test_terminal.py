@@ -7,7 +7,13 @@ import pandas as pd
 import pytest
 from rich.console import Console, RenderableType
 
+import runner
 from runner import terminal
+from runner.errors import SymbolUnknown
+from runner.fetching import Fetched
+from runner.store import Ledger
+
+WORKER = {"host": "here", "pid": 1, "concurrency": 8, "python": "3.11"}
 
 
 def printed(what: RenderableType) -> str:
@@ -59,3 +65,30 @@ def test_a_large_heatmap_fits_a_terminal() -> None:
 @pytest.mark.parametrize("value", [1.0, math.nan])
 def test_a_heatmap_without_dispersion_or_numbers_is_still_drawn(value: float) -> None:
     assert "sharpe by" in printed(terminal.heatmap(table(np.full((2, 2), value)), "sharpe"))
+
+
+def test_a_fetch_is_a_row_a_symbol_with_what_failed_and_what_is_old() -> None:
+    found = Fetched()
+    found["SP500"] = runner.sample_data("SP500")
+    found["VIX"] = runner.sample_series("VIX")
+    found.stale["VIX"] = pd.Timestamp("2026-01-02", tz="UTC")
+    found.errors["X"] = SymbolUnknown("binance: X: unknown")
+    lines = printed(terminal.fetched(found)).splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert lines[0].strip() == "2 symbols fetched, 1 failed, 1 stale"
+    assert rows[0][:4] == ["SP500", "5,031", "1999-01-04", "2018-12-31"]
+    assert rows[1][0] == "VIX"
+    assert "2026-01-02" in rows[1][4]
+    assert "binance: X: unknown" in rows[2][4]
+
+
+def test_status_shows_health_against_its_targets(ledger: Ledger, url: str) -> None:
+    ledger.beat("w@here", {**WORKER, "name": "w@here", "queues": ["fetch"]})
+    ledger.server.hset(
+        "runner:health", mapping={"cache_requests": 10, "cache_loads": 1, "tasks_ok": 3, "tasks_lost": 1}
+    )
+    text = printed(terminal.status(url, ledger, None))
+    [everyone] = [line.split("│") for line in text.splitlines() if line.startswith("│ all")]
+    assert [cell.strip() for cell in everyone[2:-1]] == ["90.0%", "0.0%", "0.0%", "-", "-", "75.0%", "9"]
+    assert "80.0%" in text
+    assert "99.0%" in text
