@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import imports, measure, memory, peers, small_jobs, speedup
+from benchmarks import cache, codec, fetch_again, http_client, imports, measure, memory, peers, small_jobs, speedup
 
 
 def main() -> int:
@@ -21,6 +21,9 @@ def main() -> int:
         rows.append(small_jobs.measure(client))
     with measure.deployment() as client:
         rows.append(memory.measure(client))
+    rows += [http_client.measure_throughput(), http_client.measure_adaptive(), *cache.measure(), codec.measure()]
+    with measure.deployment(fetch=True) as client:
+        rows.append(fetch_again.measure(client))
     table = Table(title="median (lowest-highest)", title_justify="left")
     for heading in ("claim", "measured", "aim", "", "made of"):
         table.add_column(heading, overflow="fold")

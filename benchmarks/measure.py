@@ -27,11 +27,11 @@ class Row:
 
 
 @contextmanager
-def deployment() -> Iterator[runner.Client]:
+def deployment(*, fetch: bool = False) -> Iterator[runner.Client]:
     """Valkey and two worker processes that end with the block; no Flower, which would take a share of two cores."""
     with (
         tempfile.TemporaryDirectory() as home,
-        LocalStack(workers=WORKERS, fetch=False, flower=False, home=home) as stack,
+        LocalStack(workers=WORKERS, fetch=fetch, flower=False, home=home) as stack,
         runner.Client(stack.info.url, stack.info.secret) as client,
     ):
         yield client

@@ -30,42 +30,44 @@ SYMBOLS_AT_ONCE = 16
 
 def run_chunk(held: Resources, batch: str, start: int, worker: str) -> list[Following]:
     """Fetch the chunk that begins at symbol ``start``, and open the runs on what it brought."""
+    sweep = held.ledger.fed_by(batch)
     # A name of its own for each delivery: a thread that gets a chunk which another thread still does leaves it alone.
     job = Job(
         queue=QUEUE_FETCH,
         owner=f"{worker}/{secrets.token_hex(4)}",
         died=lambda _: False,
-        run=partial(_run, held),
-        poisoned=partial(_poisoned, held),
+        run=partial(_run, held, sweep),
+        poisoned=partial(_poisoned, held, sweep),
     )
     following = chunks.run_chunk(held, job, batch, start)
-    return following + _opened(held, batch)
+    return following + (_opened(held, sweep) if sweep else [])
 
 
-def _run(held: Resources, batch: str, start: int, stop: int) -> Done:
+def _run(held: Resources, sweep: str, batch: str, start: int, stop: int) -> Done:
+    """As many of the symbols as fit into the budget, at least one; their prices are kept for ``sweep``, if it is one."""
     wanted = _source(held, batch)
     began = time.monotonic()
     landed: list[dict[str, Any]] = []
     while start + len(landed) < stop and time.monotonic() - began < CHUNK_BUDGET_S:
         at = start + len(landed)
-        landed += _fetch(held, batch, wanted, wanted.symbols[at : min(at + SYMBOLS_AT_ONCE, stop)])
-    return _done(held, batch, start, landed, time.monotonic() - began)
+        landed += _fetch(held, sweep or batch, wanted, wanted.symbols[at : min(at + SYMBOLS_AT_ONCE, stop)])
+    return _done(sweep, start, landed, time.monotonic() - began)
 
 
-def _done(held: Resources, batch: str, start: int, landed: list[dict[str, Any]], seconds: float) -> Done:
+def _done(sweep: str, start: int, landed: list[dict[str, Any]], seconds: float) -> Done:
     return Done(
         stop=start + len(landed),
         failed=sum("error" in item for item in landed),
         seconds=seconds,
         blob=json.dumps(landed).encode(),
-        landed=landed if held.ledger.fed_by(batch) else (),
+        landed=landed if sweep else (),
     )
 
 
-def _fetch(held: Resources, batch: str, wanted: Source, symbols: Sequence[str]) -> list[dict[str, Any]]:
-    """Each symbol's reference, its prices stored under it for whoever needs them, or its error."""
+def _fetch(held: Resources, user: str, wanted: Source, symbols: Sequence[str]) -> list[dict[str, Any]]:
+    """Each symbol's reference, its prices stored under it for the batch that uses them, or its error."""
     found = desk(held).run(lambda market: _gathered(market.entries(wanted, symbol) for symbol in symbols))
-    return [_item(held, batch, wanted, symbol, entries) for symbol, entries in zip(symbols, found, strict=True)]
+    return [_item(held, user, wanted, symbol, entries) for symbol, entries in zip(symbols, found, strict=True)]
 
 
 async def _gathered(calls: Any) -> list[Any]:
@@ -73,7 +75,7 @@ async def _gathered(calls: Any) -> list[Any]:
 
 
 def _item(
-    held: Resources, batch: str, wanted: Source, symbol: str, entries: list[Entry[Table]] | BaseException
+    held: Resources, user: str, wanted: Source, symbol: str, entries: list[Entry[Table]] | BaseException
 ) -> dict[str, Any]:
     if isinstance(entries, asyncio.CancelledError | redis.RedisError):
         raise entries
@@ -83,7 +85,6 @@ def _item(
         brought = prices(wanted, symbol, entries)
     except Exception as error:  # noqa: BLE001 - a bad symbol is a row; a chunk that raised would be handed out for ever
         return {"symbol": symbol, "error": _described(error)}
-    user = held.ledger.fed_by(batch) or batch
     if not held.ledger.has("data", brought.digest, user):
         held.ledger.put("data", brought.digest, brought.blob, user)
     return _reference(symbol, brought)
@@ -104,21 +105,18 @@ def _described(error: BaseException) -> dict[str, str]:
     return {"kind": type(error).__name__, "message": words}
 
 
-def _poisoned(held: Resources, batch: str, start: int) -> Done:
+def _poisoned(held: Resources, sweep: str, batch: str, start: int) -> Done:
     symbol = _source(held, batch).symbols[start]
     message = f"fetching {symbol!r} ended the worker process that did it, twice (out of memory, or a crash in C code)"
-    return _done(held, batch, start, [{"symbol": symbol, "error": {"kind": "WorkerLost", "message": message}}], 0.0)
+    return _done(sweep, start, [{"symbol": symbol, "error": {"kind": "WorkerLost", "message": message}}], 0.0)
 
 
 def _source(held: Resources, batch: str) -> Source:
     return Source.from_wire(json.loads(held.ledger.spec(batch)))
 
 
-def _opened(held: Resources, batch: str) -> list[Following]:
-    """Chunks of the sweep that this fetch feeds, now that there are prices for them."""
-    sweep = held.ledger.fed_by(batch)
-    if not sweep:
-        return []
+def _opened(held: Resources, sweep: str) -> list[Following]:
+    """Chunks of the sweep that a fetch feeds, now that there are prices for them."""
     try:
         queue, priority = held.ledger.route(sweep)
     except SweepNotFound:

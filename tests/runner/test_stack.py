@@ -71,8 +71,10 @@ def page(info: StackInfo, path: str, *, password: str | None = None, method: str
 def test_when_it_is_there_everything_answers(local: LocalStack) -> None:
     info = local.info
     with runner.Client(info.url, info.secret) as client:
-        assert client.workers()["concurrency"].tolist() == [1]
-    assert {process.name for process in info.processes} == {"server", "worker", "flower"}
+        workers = client.workers()
+        assert {tuple(queues) for queues in workers["queues"]} == {("backtest",), ("fetch",)}
+        assert sorted(workers["concurrency"]) == [1, supervisor.FETCH_THREADS]
+    assert {process.name for process in info.processes} == {"server", "worker", "fetcher", "flower"}
     assert info.versions.keys() == {"runner", "python", "server"}
 
 
@@ -157,15 +159,22 @@ def test_a_taken_port_is_named(local: LocalStack, tmp_path: Path) -> None:
         LocalStack(port=port, home=tmp_path)
 
 
-def test_a_worker_that_dies_is_started_again(local: LocalStack) -> None:
-    before = next(process for process in local.info.processes if process.name == "worker")
+@pytest.mark.parametrize(("name", "queue"), [("worker", "backtest"), ("fetcher", "fetch")])
+def test_a_worker_that_dies_is_started_again(local: LocalStack, name: str, queue: str) -> None:
+    info = stack.running(local.home)
+    assert info is not None
+    before = next(process for process in info.processes if process.name == name)
     os.kill(before.pid, signal.SIGKILL)
     ledger = store.Ledger(store.connect(local.info.url))
-    wait_until(lambda: any(row["pid"] != before.pid for row in ledger.workers()), "another worker is alive")
+
+    def another() -> bool:
+        return any(row["pid"] != before.pid and row["queues"] == [queue] for row in ledger.workers())
+
+    wait_until(another, "another worker is alive")
     info = stack.running(local.home)
     assert info is not None
     assert before not in info.processes
-    assert {process.name for process in info.processes} == {"server", "worker", "flower"}
+    assert {process.name for process in info.processes} == {"server", "worker", "fetcher", "flower"}
     ledger.server.close()
 
 
@@ -289,7 +298,7 @@ def test_a_named_server_is_used_and_left_alone(url: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("RUNNER_SECRET", SECRET)
     with LocalStack(workers=1, flower=False, home=tmp_path) as local:
         assert local.info.url == url
-        assert [process.name for process in local.info.processes] == ["worker"]
+        assert [process.name for process in local.info.processes] == ["worker", "fetcher"]
     with redis.Redis.from_url(url) as server:
         assert server.ping()
 
