@@ -44,7 +44,7 @@ def run_chunk(held: Resources, batch: str, start: int, worker: str) -> list[Foll
 
 
 def _run(held: Resources, sweep: str, batch: str, start: int, stop: int) -> Done:
-    """As many of the symbols as fit into the budget, at least one; their prices are kept for ``sweep``, if it is one."""
+    """As many of the symbols as fit into the budget, at least one. Their prices are kept for the sweep, if any."""
     wanted = _source(held, batch)
     began = time.monotonic()
     landed: list[dict[str, Any]] = []
