@@ -26,7 +26,7 @@ from workers.session import HttpClient
 from workers.sources import protocol, registry
 from workers.sources.parse import interval_ns
 from workers.sources.protocol import Ask, Table, Unchanged
-from workers.spans import SECOND_NS, Span, spans
+from workers.spans import EARLIEST_NS, SECOND_NS, Span, spans
 
 # Part of every key: another number when the meaning of what is stored changes, so that nothing old is read.
 SCHEMA = 1
@@ -144,7 +144,7 @@ def prices(wanted: Source, symbol: str, entries: Sequence[Entry[Table]]) -> Pric
         NoData: nothing lies in the range.
         BadAnswer: what the provider sent is no prices.
     """
-    start_ns, end_ns = wanted.start_ns or 0, wanted.end_ns or time.time_ns()
+    start_ns, end_ns = _range(wanted)
     tables = [entry.value for entry in entries if entry.value is not None]
     stamps = np.concatenate([table.time for table in tables]) if tables else np.empty(0, np.int64)
     inside = (stamps >= start_ns) & (stamps < end_ns)
@@ -197,7 +197,12 @@ def _pieces(source: protocol.Source, wanted: Source, symbol: str) -> list[Span]:
         raise errors.SettingsError(
             f"{_named(wanted, symbol)}: {wanted.provider} has no end of history: say start=, such as '2018-01-01'."
         )
-    return list(spans(unit, wanted.start_ns or 0, wanted.end_ns or time.time_ns()))
+    return list(spans(unit, *_range(wanted)))
+
+
+def _range(wanted: Source) -> tuple[int, int]:
+    start_ns = EARLIEST_NS if wanted.start_ns is None else wanted.start_ns
+    return start_ns, time.time_ns() if wanted.end_ns is None else wanted.end_ns
 
 
 def _joined(tables: Sequence[Table]) -> dict[str, np.ndarray]:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from workers.sources.protocol import Unit
 
 SECOND_NS = 10**9
-# int64 nanoseconds end in 2262; "the whole history" is everything between.
-EARLIEST_NS, LATEST_NS = 0, 2**63 - 1
+# "The whole history": from before the first exchange-traded series to where int64 nanoseconds end, in 2262.
+EARLIEST_NS, LATEST_NS = -5_364_662_400 * SECOND_NS, 2**63 - 1  # 1800-01-01
 
 
 class Span(NamedTuple):

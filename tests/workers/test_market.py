@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -118,6 +119,18 @@ def test_the_newest_year_is_asked_first_so_that_an_unknown_symbol_costs_one_call
 def test_years_before_a_symbol_was_listed_are_left_out(site: Site, url: str) -> None:
     bars = Bars.from_bytes(fetched(url, site.source("ABC", start="2015-01-01")).blob)
     assert pd.Timestamp(int(bars.time[0])) == pd.Timestamp("2017-08-17")
+
+
+def test_what_was_before_1970_is_there_too(tmp_path: Path) -> None:
+    days = pd.date_range("1962-01-02", periods=3000, freq="D", tz="UTC")
+    pd.DataFrame(dict.fromkeys(("open", "high", "low", "close"), 10.0), index=days.rename("date")).to_csv(
+        tmp_path / "a.csv"
+    )
+    source = Source("file", str(tmp_path / "a.csv"))
+    bars = Bars.from_bytes(fetched(None, source).blob)
+    assert len(bars) == 3000
+    part = Source("file", str(tmp_path / "a.csv"), start="1963-01-01", end="1964-01-01")
+    assert len(Bars.from_bytes(fetched(None, part).blob)) == 365
 
 
 def test_a_range_without_anything_says_so(site: Site) -> None:

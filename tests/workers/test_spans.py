@@ -11,7 +11,7 @@ from workers.sources.protocol import Unit
 from workers.spans import SECOND_NS, spans
 
 UNITS: list[Unit] = ["day", "month", "year", "decade"]
-MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - hypothesis wants them naive
+MOMENTS = st.datetimes(datetime(1800, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - hypothesis wants them naive
 
 
 def ns(year: int, month: int, day: int) -> int:
