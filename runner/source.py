@@ -94,8 +94,8 @@ class Source:
             object.__setattr__(self, name, value)
 
     def ending(self, now_ns: int) -> Self:
-        """The same with an end: of an open range it is ``now_ns``."""
-        return self._changed(end_ns=now_ns) if self.end_ns is None else self
+        """The same with an end: of an open range it is ``now_ns``, to the second."""
+        return self._changed(end_ns=now_ns // 10**9 * 10**9) if self.end_ns is None else self
 
     def _changed(self, **changes: Any) -> Self:
         made = object.__new__(type(self))

@@ -25,6 +25,8 @@ SHADES = " ░▒▓█"
 # A square of the map is two characters wide; this fits a terminal of 80.
 MAP_COLUMNS, MAP_ROWS = 32, 12
 RECENT_SWEEPS = 20
+# Of the shares of health, to fit a terminal of 80.
+HEADINGS = {"cache_l1": "L1", "cache_l2": "L2", "http_requests": "HTTP", "http_attempts": "tries"}
 
 
 def best_runs(results: Results, count: int, metric: str) -> RenderableType:
@@ -188,7 +190,7 @@ def _health(ledger: Ledger) -> Table:
     from runner.health import calls_saved, shares
 
     total, each = ledger.health()
-    table = _table("health", "of", *(share.name.replace("_", " ") for share in shares({})), "calls saved")
+    table = _table("health", "of", *(HEADINGS.get(share.name, share.name) for share in shares({})), "saved")
     for name, counts in {"all": total, **each}.items():
         cells = [Text(_share(share.value), style="red" if share.reached is False else "") for share in shares(counts)]
         table.add_row(name, *cells, f"{calls_saved(counts):,}")

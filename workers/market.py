@@ -112,7 +112,7 @@ class Market:
     async def _load(
         self, source: protocol.Source, wanted: Source, symbol: str, piece: Span, old: Entry[Table] | None
     ) -> Loaded[Table]:
-        now_ns = time.time_ns()
+        now_ns = time.time_ns() // SECOND_NS * SECOND_NS  # messages name the range
         ask = Ask(
             symbol=symbol,
             interval=wanted.interval,

@@ -73,7 +73,7 @@ def test_it_cannot_be_changed() -> None:
         ({"symbols": ["A", "B", "A"]}, "'A' is given twice"),
         ({"interval": "daily"}, "such as '1m'"),
         ({"interval": "0d"}, "such as '1m'"),
-        ({"adjust": "yes"}, "'all', 'splits', 'none'"),
+        ({"adjust": "yes"}, "'none', 'splits', 'all'"),
         ({"start": "yesterday or so"}, "expected a date"),
         ({"start": "2021", "end": "2020"}, "not before"),
         ({"start": "2199-01-01"}, "not before end='now'"),
