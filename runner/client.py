@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from runner import fetching, settings, store
 from runner.app import PRIORITIES, QUEUE_BACKTEST, QUEUE_FETCH, make_app, publish_chunk
 from runner.bars import Bars, DataRef
-from runner.errors import BrokerError, BrokerUnreachable, InputError, SettingsError, VersionMismatch
+from runner.errors import BrokerError, BrokerUnreachable, InputError, SettingsError, SweepNotFound, VersionMismatch
 from runner.handle import SweepHandle
 from runner.plan import Plan, make_plan
 from runner.pulse import Health
@@ -217,6 +217,8 @@ class Client:
 
     def attach(self, name: str) -> SweepHandle:
         """The sweep of that name, submitted from another notebook or on another day. Raises SweepNotFound."""
+        if self._ledger.route(name)[0] != QUEUE_BACKTEST:
+            raise SweepNotFound(f"{name!r} is a fetch, which ends with the client that made it: no sweep.")
         handle = self._handle(name, Sweep.from_json(self._ledger.spec(name)), None)
         handle.progress()
         return handle

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner import codec, errors
 from runner.bars import Bars
@@ -52,47 +52,77 @@ def collect(ledger: Ledger, batch: str, source: Source, *, progress: bool, timeo
     """
     deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
     follower = Follower(ledger, batch, len(source))
-    items: dict[str, dict[str, Any]] = {}
+    items: dict[str, _Landed] = {}
+    download = _Download(ledger, batch)
     with ProgressBar(f"{source.provider} {source.interval}", len(source), shown=progress, unit="symbol") as bar:
         while not follower.complete:
             for blob in follower.look(min(BEAT_S, max(0.0, deadline - time.monotonic()))):
-                items.update({item["symbol"]: item for item in json.loads(blob)})
+                items.update(download.take(json.loads(blob)))
             bar.show(follower.seen.done, f"{follower.seen.failed:,} failed" if follower.seen.failed else "")
             if time.monotonic() >= deadline and not follower.complete:
                 raise SweepTimeout(
                     f"{follower.seen.done:,} of {len(source):,} symbols fetched after {timeout_s:g} s: call it again, "
                     "what was fetched is in the cache."
                 )
-    return _fetched(ledger, source, items)
+    return _fetched(source, items)
 
 
-def _fetched(ledger: Ledger, source: Source, items: dict[str, dict[str, Any]]) -> Fetched:
+class _Landed(NamedTuple):
+    """What a worker said of one symbol, and its value; None of one that failed."""
+
+    item: dict[str, Any]
+    value: Any
+
+
+class _Download:
+    """Takes values off the server as they land: a large fetch never stands there whole."""
+
+    def __init__(self, ledger: Ledger, batch: str) -> None:
+        self._ledger = ledger
+        self._batch = batch
+        # Two symbols may have the same prices; the first that takes them has removed them.
+        self._values: dict[str, Any] = {}
+
+    def take(self, items: Sequence[dict[str, Any]]) -> Iterator[tuple[str, _Landed]]:
+        """A chunk's symbols and their values."""
+        for at in range(0, len(items), DOWNLOAD_AT_ONCE):
+            part = items[at : at + DOWNLOAD_AT_ONCE]
+            wanted = {item["digest"]: item["kind"] for item in part if "error" not in item}
+            new = [digest for digest in wanted if digest not in self._values]
+            for digest, blob in zip(new, self._ledger.take("data", new, self._batch), strict=True):
+                self._values[digest] = _value(blob, wanted[digest])
+            for item in part:
+                value = None if "error" in item else _named(self._values[item["digest"]], item["symbol"])
+                yield item["symbol"], _Landed(item, value)
+
+
+def _fetched(source: Source, items: dict[str, _Landed]) -> Fetched:
     import pandas as pd
 
     fetched = Fetched()
-    good = [symbol for symbol in source.symbols if "error" not in items[symbol]]
-    for symbol, blob in _download(ledger, good, items):
-        fetched[symbol] = _value(blob, symbol, items[symbol]["kind"])
-        if items[symbol]["stale_since_s"] is not None:
-            fetched.stale[symbol] = pd.Timestamp(items[symbol]["stale_since_s"], unit="s", tz="UTC").floor("s")
-    fetched.errors = {s: error_of(items[s]["error"]) for s in source.symbols if "error" in items[s]}
+    for symbol in source.symbols:
+        item, value = items[symbol]
+        if "error" in item:
+            fetched.errors[symbol] = error_of(item["error"])
+            continue
+        fetched[symbol] = value
+        if item["stale_since_s"] is not None:
+            fetched.stale[symbol] = pd.Timestamp(item["stale_since_s"], unit="s", tz="UTC").floor("s")
     return fetched
 
 
-def _download(ledger: Ledger, symbols: list[str], items: dict[str, dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
-    for at in range(0, len(symbols), DOWNLOAD_AT_ONCE):
-        part = symbols[at : at + DOWNLOAD_AT_ONCE]
-        yield from zip(part, ledger.blobs("data", [items[symbol]["digest"] for symbol in part]), strict=True)
-
-
-def _value(blob: bytes, symbol: str, kind: str) -> Bars | pd.Series[Any]:
+def _value(blob: bytes, kind: str) -> Bars | pd.Series[Any]:
     if kind == "bars":
-        return Bars.from_bytes(blob).with_symbol(symbol)
+        return Bars.from_bytes(blob)
     import pandas as pd
 
     stamps, named, _ = codec.unpack(blob)
     index = pd.DatetimeIndex(stamps.view("datetime64[ns]"), name="time").tz_localize("UTC")
-    return pd.Series(named["value"], index=index, name=symbol)
+    return pd.Series(named["value"], index=index)
+
+
+def _named(value: Bars | pd.Series[Any], symbol: str) -> Bars | pd.Series[Any]:
+    return value.with_symbol(symbol) if isinstance(value, Bars) else value.rename(symbol)
 
 
 def error_of(wire: dict[str, str]) -> RunnerError:

@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,9 +50,13 @@ class SweepHandle:
         self._ledger = ledger
         self._rerun = rerun
         self._refill = refill
-        self._collected = _Collected(len(sweep))
         self._follower = Follower(ledger, name, len(sweep))
         self._fetched = Progress("running", len(sweep.data), 0, 0, 0.0)  # of the fetch that feeds it
+
+    @cached_property
+    def _collected(self) -> _Collected:
+        """Made when results are asked for: a sweep too large for this machine's memory can still be cancelled."""
+        return _Collected(len(self._sweep))
 
     @property
     def _seen(self) -> Progress:

@@ -64,7 +64,8 @@ end
 local function finish(how)
   redis.call('HSET', batch, 'state', how, 'finished_ms', now)
   redis.call('SREM', active, ARGV[2])
-  redis.call('ZADD', expiry, now + number('retention_ms'), ARGV[2])
+  -- A fetch that feeds a sweep goes when the sweep goes.
+  if not redis.call('HGET', batch, 'feeds') then redis.call('ZADD', expiry, now + number('retention_ms'), ARGV[2]) end
   redis.call('DEL', chunks, free)
   say('state', how)
 end

@@ -207,33 +207,41 @@ class Ledger:
             )
 
     def put(self, kind: str, digest: str, blob: bytes, batch: str) -> None:
-        """Store code or data under its digest until ``batch`` and every other user of it is removed."""
-        key = f"runner:{kind}:{digest}"
-        with self.server.pipeline(transaction=True) as pipe:
-            pipe.sadd(f"{key}:users", batch)
-            pipe.sadd(f"runner:batch:{batch}:refs", f"{kind}:{digest}")
-            pipe.set(key, blob, nx=True)
-            pipe.execute()
+        """Store code or data under its digest until ``batch`` and every other user of it is removed.
+
+        Raises:
+            SweepNotFound: the batch is removed; what was stored for it now would have no owner.
+        """
+        self._keep(kind, digest, batch, blob)
 
     def has(self, kind: str, digest: str, batch: str) -> bool:
-        """Whether the blob is there already; if so it is kept for ``batch`` too."""
+        """Whether the blob is there already; if so it is kept for ``batch`` too. Raises as `put`."""
+        return self._keep(kind, digest, batch)
+
+    def _keep(self, kind: str, digest: str, batch: str, *blob: bytes) -> bool:
         key = f"runner:{kind}:{digest}"
-        with self.server.pipeline(transaction=True) as pipe:
-            pipe.sadd(f"{key}:users", batch)
-            pipe.sadd(f"runner:batch:{batch}:refs", f"{kind}:{digest}")
-            pipe.exists(key)
-            return bool(pipe.execute()[2])
+        keys = [key, f"{key}:users", f"runner:batch:{batch}:refs", f"runner:batch:{batch}"]
+        kept = self.server.register_script(_KEEP_BLOB)(keys=keys, args=[batch, f"{kind}:{digest}", *blob])
+        if kept < 0:
+            raise SweepNotFound(f"batch {batch!r} was removed while {kind} was stored for it.")
+        return bool(kept)
+
+    def take(self, kind: str, digests: Sequence[str], batch: str) -> list[bytes]:
+        """Several blobs, which the batch no longer needs afterwards; SweepNotFound when one is gone."""
+        found = self.server.mget([f"runner:{kind}:{digest}" for digest in digests]) if digests else []
+        if any(blob is None for blob in found):
+            raise SweepNotFound(f"some {kind} is gone from the server: it was emptied, or nothing needs it any more.")
+        self._drop(batch, [f"{kind}:{digest}" for digest in digests])
+        return cast("list[bytes]", found)
+
+    def _drop(self, batch: str, refs: Sequence[str]) -> None:
+        drop = self.server.register_script(_DROP_BLOB)
+        for ref in refs:
+            drop(keys=[f"runner:{ref}", f"runner:{ref}:users", f"runner:batch:{batch}:refs"], args=[batch, ref])
 
     def get(self, kind: str, digest: str) -> bytes | None:
         """The blob, or None when no batch needs it any more."""
         return cast("bytes | None", self.server.get(f"runner:{kind}:{digest}"))
-
-    def blobs(self, kind: str, digests: Sequence[str]) -> list[bytes]:
-        """Several blobs in one round trip; SweepNotFound when one is gone."""
-        found = self.server.mget([f"runner:{kind}:{digest}" for digest in digests]) if digests else []
-        if any(blob is None for blob in found):
-            raise SweepNotFound(f"some {kind} is gone from the server: it was emptied, or nothing needs it any more.")
-        return cast("list[bytes]", found)
 
     def activate(self, batch: str, work: Work, feeder: Work | None = None) -> None:
         """From here on the batch runs, whatever becomes of the client, and with it the one that feeds it."""
@@ -496,9 +504,7 @@ class Ledger:
             pipe.zrem("runner:expiry", batch)
             pipe.srem("runner:active", batch)
             pipe.execute()
-        drop = self.server.register_script(_DROP_BLOB)
-        for ref in refs:
-            drop(keys=[f"runner:{ref}", f"runner:{ref}:users"], args=[batch])
+        self._drop(batch, refs)
 
     def reject(self, reason: str) -> None:
         """Count a message that was refused."""
@@ -520,8 +526,19 @@ class Ledger:
         return self._script(keys=[*keys, "runner:active", "runner:expiry", "runner:workers"], args=[name, batch, *args])
 
 
+# KEYS: the blob, its users, the batch's references, the batch.  ARGV: batch, reference, and the blob if it is at hand
+_KEEP_BLOB = """
+if redis.call('EXISTS', KEYS[4]) == 0 then return -1 end
+redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('SADD', KEYS[3], ARGV[2])
+if ARGV[3] then redis.call('SET', KEYS[1], ARGV[3], 'NX') end
+return redis.call('EXISTS', KEYS[1])
+"""
+
+# KEYS: the blob, its users, the batch's references.  ARGV: batch, reference
 _DROP_BLOB = """
 redis.call('SREM', KEYS[2], ARGV[1])
+redis.call('SREM', KEYS[3], ARGV[2])
 if redis.call('SCARD', KEYS[2]) == 0 then redis.call('DEL', KEYS[1]) end
 """
 

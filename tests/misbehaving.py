@@ -96,6 +96,12 @@ class Trouble:
         return layer
 
 
+async def as_usual(request: web.Request) -> web.StreamResponse:
+    """What the provider would have answered without a fault."""
+    handler: Handler = request.match_info.handler
+    return await handler(request)
+
+
 def status(code: int, body: bytes = b"", **headers: str) -> Fault:
     """That status at once. Header names are written with underscores: Retry_After="1"."""
 

@@ -19,9 +19,17 @@ from aiohttp import web
 
 import runner
 from runner import Client, Source, fetching
-from runner.errors import FetchError, InputError, SettingsError, SourceUnavailable, SweepTimeout, SymbolUnknown
-from runner.store import Ledger
-from tests.misbehaving import Trouble, serving, slow_headers, status
+from runner.errors import (
+    FetchError,
+    InputError,
+    SettingsError,
+    SourceUnavailable,
+    SweepNotFound,
+    SweepTimeout,
+    SymbolUnknown,
+)
+from runner.store import Ledger, Work
+from tests.misbehaving import Trouble, as_usual, serving, slow_headers, status
 from tests.support import KEY, ROOT, SECRET, Deployment, Worker, wait_until
 from workers.standin import make_app
 
@@ -74,13 +82,6 @@ def window(bars: runner.Bars) -> runner.Bars:
     inside = (bars.time >= stamps[0]) & (bars.time < stamps[1])
     columns: dict[str, Any] = {name: bars[name][inside] for name in ("open", "high", "low", "close", "volume")}
     return runner.Bars(time=bars.time[inside], **columns, symbol=bars.symbol)
-
-
-async def as_usual(request: web.Request) -> web.StreamResponse:
-    """What the provider would have answered without a fault."""
-    handler: Any = request.match_info.handler
-    response: web.StreamResponse = await handler(request)
-    return response
 
 
 # One symbol, many symbols
@@ -333,3 +334,31 @@ def test_emptying_the_server_in_the_middle_of_a_fetch_hangs_nobody(client: Clien
     with pytest.warns(UserWarning, match="waits for one"), pytest.raises(runner.RunnerError):
         client.fetch("SP500", **provider.binance, timeout=20)
     timer.join()
+
+
+def test_a_fetch_is_no_sweep_to_attach_to(client: Client, ledger: Ledger, provider: Provider) -> None:
+    ledger.reserve("fetch-x")
+    ledger.activate("fetch-x", Work(spec="{}", total=1, queue="fetch", limit_s=1.0, priority="normal"))
+    with pytest.raises(SweepNotFound, match="is a fetch"):
+        client.attach("fetch-x")
+
+
+def test_symbols_of_the_same_prices_are_both_there(desk: Client, provider: Provider) -> None:
+    async def always_abc(request: web.Request) -> web.StreamResponse:
+        return await as_usual(request.clone(rel_url=request.rel_url.update_query(symbol="ABC")))
+
+    provider.trouble.plan["*"] = [always_abc] * 200
+    symbols = [f"TWIN{i}" for i in range(40)]
+    fetched = desk.fetch(symbols, **provider.binance)
+    assert len({bars.digest for bars in fetched.values()}) == 1
+    assert [bars.symbol for bars in fetched.values()] == symbols
+
+
+def test_a_fetch_that_is_given_up_leaves_no_prices_behind(desk: Client, provider: Provider) -> None:
+    provider.trouble.plan["*"] = [slow_headers(0.4, as_usual)] * 400
+    with pytest.raises(SweepTimeout):
+        desk.fetch([f"L{i}" for i in range(60)], **provider.binance, timeout=0.6)
+    server: Any = desk._ledger.server
+    quiet = desk.fetch("LAST", **provider.binance)  # by now the workers have met the removed batch
+    assert len(quiet) > 300
+    wait_until(lambda: not server.keys("runner:data:*") + server.keys("runner:batch:*"), "nothing is left")

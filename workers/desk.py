@@ -11,11 +11,23 @@ import redis.asyncio
 from runner import settings
 from workers.cache import TieredCache
 from workers.loop import loop_thread
-from workers.market import SCHEMA, Market, decode, encode, size_bytes
+from workers.market import PIECES_AT_ONCE, SCHEMA, Market, decode, encode, size_bytes
 from workers.resources import Resources
 from workers.session import HttpClient
 
 T = TypeVar("T")
+
+# Twice the pieces under way at once (`workers.market`): each asks, and may wait for another's word meanwhile. Beyond
+# them a question waits for its turn; redis-py's own pool would call that an outage.
+CONNECTIONS = 2 * PIECES_AT_ONCE
+
+
+def connected(url: str) -> redis.asyncio.Redis:
+    """A client with as many connections as a process needs, and no more."""
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url, max_connections=CONNECTIONS, timeout=None, socket_connect_timeout=5, health_check_interval=15
+    )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 class Desk:
@@ -42,7 +54,7 @@ class Desk:
         # Between the question and the answer no other coroutine runs: there is one market.
         known = settings.load()
         url = known.cache_url.get_secret_value() if known.cache_url else self._held.url
-        server = redis.asyncio.Redis.from_url(url, socket_connect_timeout=5, health_check_interval=15)
+        server = connected(url)
         http = HttpClient(server=server, contact=known.contact)
         cache = TieredCache(server, namespace=f"market{SCHEMA}", encode=encode, decode=decode, size=size_bytes)
         self._held.tally.watch(http.stats)
@@ -61,7 +73,4 @@ _desks: dict[int, Desk] = {}
 
 def desk(held: Resources) -> Desk:
     """This process's desk."""
-    mine = _desks.get(os.getpid())
-    if mine is None:
-        mine = _desks[os.getpid()] = Desk(held)
-    return mine
+    return _desks.setdefault(os.getpid(), Desk(held))  # making one opens nothing: two threads may, one is kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -17,10 +18,10 @@ from runner.errors import RunnerError, SweepNotFound
 from runner.source import Source
 from runner.store import CHUNK_BUDGET_S
 from workers import chunks
-from workers.cache import Entry
+from workers.cache import Closed, Entry
 from workers.chunks import Done, Following, Job
 from workers.desk import desk
-from workers.market import Prices, prices
+from workers.market import Market, Prices, prices
 from workers.resources import Resources
 from workers.sources.protocol import Table
 
@@ -51,7 +52,10 @@ def _run(held: Resources, sweep: str, batch: str, start: int, stop: int) -> Done
     while start + len(landed) < stop and time.monotonic() - began < CHUNK_BUDGET_S:
         at = start + len(landed)
         landed += _fetch(held, sweep or batch, wanted, wanted.symbols[at : min(at + SYMBOLS_AT_ONCE, stop)])
-    return _done(sweep, start, landed, time.monotonic() - began)
+    # Of symbols side by side none took the time of all: a chunk that is short for want of symbols looked dear, and the
+    # next one would be shorter still.
+    places = SYMBOLS_AT_ONCE * math.ceil(len(landed) / SYMBOLS_AT_ONCE)
+    return _done(sweep, start, landed, (time.monotonic() - began) * len(landed) / places)
 
 
 def _done(sweep: str, start: int, landed: list[dict[str, Any]], seconds: float) -> Done:
@@ -66,25 +70,27 @@ def _done(sweep: str, start: int, landed: list[dict[str, Any]], seconds: float) 
 
 def _fetch(held: Resources, user: str, wanted: Source, symbols: Sequence[str]) -> list[dict[str, Any]]:
     """Each symbol's reference, its prices stored under it for the batch that uses them, or its error."""
-    found = desk(held).run(lambda market: _gathered(market.entries(wanted, symbol) for symbol in symbols))
-    return [_item(held, user, wanted, symbol, entries) for symbol, entries in zip(symbols, found, strict=True)]
+
+    async def fetch(market: Market) -> list[dict[str, Any]]:
+        return list(await asyncio.gather(*(_item(held, market, user, wanted, symbol) for symbol in symbols)))
+
+    return desk(held).run(fetch)
 
 
-async def _gathered(calls: Any) -> list[Any]:
-    return list(await asyncio.gather(*calls, return_exceptions=True))
-
-
-def _item(
-    held: Resources, user: str, wanted: Source, symbol: str, entries: list[Entry[Table]] | BaseException
-) -> dict[str, Any]:
-    if isinstance(entries, asyncio.CancelledError | redis.RedisError):
-        raise entries
-    if isinstance(entries, BaseException):
-        return {"symbol": symbol, "error": _described(entries)}
+async def _item(held: Resources, market: Market, user: str, wanted: Source, symbol: str) -> dict[str, Any]:
+    """A bad symbol is a row: a chunk that raised would be handed out for ever. Only the order to stop hands it back."""
     try:
-        brought = prices(wanted, symbol, entries)
-    except Exception as error:  # noqa: BLE001 - a bad symbol is a row; a chunk that raised would be handed out for ever
+        async with market.room(wanted):
+            entries = await market.entries(wanted, symbol)
+            return await asyncio.to_thread(_stored, held, user, wanted, symbol, entries)
+    except (Closed, redis.RedisError, SweepNotFound):
+        raise
+    except Exception as error:  # noqa: BLE001 - see above
         return {"symbol": symbol, "error": _described(error)}
+
+
+def _stored(held: Resources, user: str, wanted: Source, symbol: str, entries: list[Entry[Table]]) -> dict[str, Any]:
+    brought = prices(wanted, symbol, entries)
     if not held.ledger.has("data", brought.digest, user):
         held.ledger.put("data", brought.digest, brought.blob, user)
     return _reference(symbol, brought)
@@ -107,7 +113,8 @@ def _described(error: BaseException) -> dict[str, str]:
 
 def _poisoned(held: Resources, sweep: str, batch: str, start: int) -> Done:
     symbol = _source(held, batch).symbols[start]
-    message = f"fetching {symbol!r} ended the worker process that did it, twice (out of memory, or a crash in C code)"
+    shown = symbol.partition("?")[0]
+    message = f"fetching {shown!r} ended the worker process that did it, twice (out of memory, or a crash in C code)"
     return _done(sweep, start, [{"symbol": symbol, "error": {"kind": "WorkerLost", "message": message}}], 0.0)
 
 

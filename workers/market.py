@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import json
 import re
+import socket
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,11 +19,12 @@ import numpy as np
 from runner import codec, errors
 from runner.adjust import adjusted
 from runner.bars import Bars
-from runner.columns import shown_time
+from runner.columns import PRICES, shown_time
 from runner.errors import BadAnswer, BarsError, FetchError, NoData, SourceUnavailable, SymbolUnknown
 from runner.source import Source
 from runner.store import SYMBOL_TIMEOUT_S
 from workers.cache import Entry, Loaded, TieredCache
+from workers.room import Room
 from workers.session import HttpClient
 from workers.sources import protocol, registry
 from workers.sources.parse import interval_ns
@@ -36,10 +39,20 @@ CLOSED_TTL_S = 30 * 86_400.0
 SETTLED_AFTER_NS = 2 * 86_400 * SECOND_NS
 # An open span is asked for again when its next bar has closed, but at least once an hour and at most twice a minute.
 OPEN_TTL_LOW_S, OPEN_TTL_HIGH_S = 30.0, 3_600.0
+# Questions to the cache under way at once in a process. At 32 the server's deadline of 2 s holds with pieces of a
+# megabyte, and the pages of a slow provider (10 a second, 30 a piece) have their turn within a request's 300 s.
+PIECES_AT_ONCE = 32
+# Bars of one request: five years of minutes are 2.6 million. More than this is a slip, such as 1s since 2017.
+MOST_BARS = 10_000_000
+# Bars of all symbols under way in a process: raw, joined and packed they take about 150 bytes each, 450 MB in all.
+BARS_AT_ONCE = 3_000_000
+# What is expected of a source whose whole history comes at once: decades of days.
+BARS_OF_ALL = 20_000
 # How much longer a stale copy is kept for the time when the provider does not answer.
 GRACE_S = 7 * 86_400.0
 UNKNOWN_TTL_S = 3_600.0
 EMPTY_TTL_S = 600.0
+EMPTY_CLOSED_TTL_S = 86_400.0
 FILLS = {"split": 1.0, "dividend": 0.0}
 
 
@@ -68,6 +81,14 @@ class Market:
     def __init__(self, http: HttpClient, cache: TieredCache[Table]) -> None:
         self._http = http
         self._cache = cache
+        self._pieces = asyncio.Semaphore(PIECES_AT_ONCE)
+        self._room = Room(BARS_AT_ONCE)
+
+    def room(self, wanted: Source) -> AbstractAsyncContextManager[None]:
+        """Held by whoever has one symbol's entries or prices in memory."""
+        start_ns, end_ns = _range(wanted)
+        expected = BARS_OF_ALL if wanted.start_ns is None else (end_ns - start_ns) // interval_ns(wanted.interval)
+        return self._room.taken(expected)
 
     async def entries(self, wanted: Source, symbol: str) -> list[Entry[Table]]:
         """The cached or freshly loaded spans of one symbol, oldest first; those without any row are left out.
@@ -89,6 +110,8 @@ class Market:
 
     async def _all(self, source: protocol.Source, wanted: Source, symbol: str) -> list[Entry[Table]]:
         pieces = _pieces(source, wanted, symbol)
+        if not pieces:
+            raise NoData(f"{_named(wanted, symbol)}: this range has not begun yet.")
         # The newest alone first: of a symbol that does not exist the provider is asked once, not once a span.
         newest = await self._entry(source, wanted, symbol, pieces[-1])
         rest: list[Entry[Table]] = []
@@ -102,7 +125,8 @@ class Market:
 
     async def _entry(self, source: protocol.Source, wanted: Source, symbol: str, piece: Span) -> Entry[Table]:
         load = partial(self._load, source, wanted, symbol, piece)
-        entry = await self._cache.get(_key(wanted, symbol, piece), load)
+        async with self._pieces:
+            entry = await self._cache.get(_key(source, wanted, symbol, piece), load)
         if entry.value is None:
             said = json.loads(entry.note)
             if said["kind"] != NoData.__name__:
@@ -123,7 +147,9 @@ class Market:
             etag=old.etag if old and old.value is not None else "",
             last_modified=old.last_modified if old and old.value is not None else "",
         )
-        ttl_s = _ttl_s(piece, interval_ns(wanted.interval), now_ns)
+        bar_ns = interval_ns(wanted.interval)
+        own_ttl_s = getattr(source, "ttl_s", None)  # a user's source may lack it
+        ttl_s = _ttl_s(piece, bar_ns, now_ns) if own_ttl_s is None else own_ttl_s
         try:
             table = await source.load(ask, self._http)
         except Unchanged:
@@ -131,9 +157,9 @@ class Market:
         except SymbolUnknown as error:
             return Loaded(None, ttl_s=UNKNOWN_TTL_S, note=_note(error))
         except NoData as error:
-            settled = piece.end_ns + SETTLED_AFTER_NS <= now_ns
-            return Loaded(None, ttl_s=86_400.0 if settled else EMPTY_TTL_S, note=_note(error))
-        checked(table, source.kind, _named(wanted, symbol))
+            empty_s = EMPTY_CLOSED_TTL_S if _settled(piece, bar_ns, now_ns) else min(EMPTY_TTL_S, ttl_s)
+            return Loaded(None, ttl_s=empty_s, note=_note(error))
+        checked(table, source.kind, ask, _named(wanted, symbol))
         return Loaded(table, ttl_s=ttl_s, grace_s=GRACE_S, etag=table.etag, last_modified=table.last_modified)
 
 
@@ -157,22 +183,33 @@ def prices(wanted: Source, symbol: str, entries: Sequence[Entry[Table]]) -> Pric
     if "value" in columns:
         blob = codec.pack(stamps, columns, {"symbol": symbol})
         return Prices("series", blob, hashlib.sha256(blob).hexdigest(), len(stamps), since)
-    columns = adjusted(stamps, columns, wanted.adjust)
-    named: dict[str, Any] = {name: columns.pop(name, None) for name in ("open", "high", "low", "close", "volume")}
     try:
+        columns = adjusted(stamps, columns, wanted.adjust)
+        named: dict[str, Any] = {name: columns.pop(name, None) for name in ("open", "high", "low", "close", "volume")}
         bars = Bars(time=stamps, **named, extra=columns, symbol=symbol)
     except BarsError as error:
         raise BadAnswer(f"{_named(wanted, symbol)}: what came cannot be backtested: {error}") from error
     return Prices("bars", bars.to_bytes(), bars.digest, len(bars), since)
 
 
-def checked(table: Table, kind: protocol.Kind, named: str) -> None:
+def checked(table: Table, kind: protocol.Kind, ask: Ask, named: str) -> None:
     """BadAnswer when a source, perhaps a user's own, breaks its word: nothing wrong is ever cached."""
-    needed = ("open", "high", "low", "close") if kind == "bars" else ("value",)
-    wrong = [name for name in needed if name not in table.columns]
-    wrong += [name for name, column in table.columns.items() if column.shape != table.time.shape]
-    if wrong or table.time.dtype != np.int64 or (np.diff(table.time) <= 0).any():
-        raise BadAnswer(f"{named}: the source answered columns that are missing, unequal or out of order: {wrong}.")
+    time, columns = table.time, table.columns
+    needed = PRICES if kind == "bars" else ("value",)
+    wrong = [f"no column {name!r}" for name in needed if name not in columns]
+    for name, column in columns.items():
+        if column.shape != time.shape or column.dtype != np.float64:
+            wrong.append(f"column {name!r} is {column.dtype}{list(column.shape)}")
+        elif not np.isfinite(column).all():
+            wrong.append(f"column {name!r} holds what is no finite number")
+    if time.dtype != np.int64 or (np.diff(time) <= 0).any():
+        wrong.append("time is no int64, or not in order")
+    elif len(time) and not ask.start_ns <= time[0] <= time[-1] < ask.end_ns:
+        wrong.append("there are rows outside the span that was asked for")
+    if kind == "bars" and not wrong and (columns["high"] < columns["low"]).any():
+        wrong.append("a high is below its low")
+    if wrong:
+        raise BadAnswer(f"{named}: the source did not keep its word ({'; '.join(wrong)}): it was not kept.")
 
 
 def encode(table: Table) -> bytes:
@@ -197,12 +234,20 @@ def _pieces(source: protocol.Source, wanted: Source, symbol: str) -> list[Span]:
         raise errors.SettingsError(
             f"{_named(wanted, symbol)}: {wanted.provider} has no end of history: say start=, such as '2018-01-01'."
         )
-    return list(spans(unit, *_range(wanted)))
+    start_ns, end_ns = _range(wanted)
+    if unit != "all" and (bars := (end_ns - start_ns) // interval_ns(wanted.interval)) > MOST_BARS:
+        raise errors.SettingsError(
+            f"{_named(wanted, symbol)}: up to {bars:,} bars, at most {MOST_BARS:,} are fetched at once: "
+            "take a longer interval or a shorter range."
+        )
+    return list(spans(unit, start_ns, end_ns))
 
 
 def _range(wanted: Source) -> tuple[int, int]:
+    """What can be there: an end in the future is now."""
+    now_ns = time.time_ns()
     start_ns = EARLIEST_NS if wanted.start_ns is None else wanted.start_ns
-    return start_ns, time.time_ns() if wanted.end_ns is None else wanted.end_ns
+    return start_ns, now_ns if wanted.end_ns is None else min(wanted.end_ns, now_ns)
 
 
 def _joined(tables: Sequence[Table]) -> dict[str, np.ndarray]:
@@ -215,16 +260,24 @@ def _joined(tables: Sequence[Table]) -> dict[str, np.ndarray]:
     }
 
 
+def _settled(piece: Span, bar_ns: int, now_ns: int) -> bool:
+    """Whether nothing more will come: its last bar has closed, and providers have had time to publish and correct."""
+    return piece.end_ns + max(SETTLED_AFTER_NS, bar_ns) <= now_ns
+
+
 def _ttl_s(piece: Span, bar_ns: int, now_ns: int) -> float:
-    if piece.end_ns + SETTLED_AFTER_NS <= now_ns:
+    if _settled(piece, bar_ns, now_ns):
         return CLOSED_TTL_S
     until_next_close_s = (bar_ns - now_ns % bar_ns) / SECOND_NS
     return min(max(until_next_close_s, OPEN_TTL_LOW_S), OPEN_TTL_HIGH_S)
 
 
-def _key(wanted: Source, symbol: str, piece: Span) -> str:
+def _key(source: protocol.Source, wanted: Source, symbol: str, piece: Span) -> str:
     """Readable in front, exact behind: everything that changes the content is in the digest."""
-    exact = json.dumps([wanted.provider, symbol, wanted.interval, dict(wanted.options), piece.name], sort_keys=True)
+    host = socket.gethostname() if getattr(source, "local", False) else ""
+    exact = json.dumps(
+        [wanted.provider, symbol, wanted.interval, dict(wanted.options), piece.name, host], sort_keys=True
+    )
     shown = re.sub(r"[^A-Za-z0-9._-]+", "_", _shown(symbol))[:40]
     digest = hashlib.sha256(exact.encode()).hexdigest()[:16]
     return f"{wanted.provider}:{shown}:{wanted.interval}:{piece.name}:{digest}"

@@ -22,6 +22,9 @@ class Resources:
     def __init__(self, url: str, secret: str) -> None:
         self.url = url
         self.secret = secret
+        self.cache = ObjectCache()  # decoded code, prices and batch messages
+        self.tally = Tally()
+        self.tally.watch(self.cache.stats)
         self._slots = 0
         self._slots_at = -math.inf
 
@@ -29,18 +32,6 @@ class Resources:
     def ledger(self) -> store.Ledger:
         """The ledger on the deployment's server."""
         return store.Ledger(store.connect(self.url))
-
-    @cached_property
-    def cache(self) -> ObjectCache:
-        """Decoded code, prices and batch messages."""
-        return ObjectCache()
-
-    @cached_property
-    def tally(self) -> Tally:
-        """What was counted here."""
-        tally = Tally()
-        tally.watch(self.cache.stats)
-        return tally
 
     def slots(self, queue: str) -> int:
         """How many chunks of the queue are done at once, all workers together; asked at most every SLOTS_TTL_S."""

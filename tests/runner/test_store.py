@@ -398,3 +398,38 @@ def test_a_chunk_that_is_handed_back_brings_its_counters(ledger: Ledger, batch: 
     ledger.begin(batch, start, ME)
     ledger.release(batch, start, ME, {"tasks_failed": 1})
     assert ledger.health()[1]["w1@here"] == {"tasks_failed": 1}
+
+
+def test_the_fetch_behind_a_sweep_is_kept_as_long_as_the_sweep(ledger: Ledger) -> None:
+    submit_over_a_source(ledger, symbols=1, points=3)
+    ledger.top_up("s/fetch", slots=1)
+    land(ledger, 0, {"symbol": "A"})
+    assert ledger.progress("s/fetch").ended
+    assert ledger.server.zscore("runner:expiry", "s/fetch") is None
+    drain(ledger, "s")
+    assert ledger.server.zrange("runner:expiry", 0, -1) == [b"s"]
+
+
+# Blobs
+
+
+def test_what_is_stored_for_a_batch_that_was_removed_is_refused_and_leaves_nothing(ledger: Ledger) -> None:
+    submit(ledger, "gone", total=1)
+    ledger.remove("gone")
+    with pytest.raises(SweepNotFound, match="removed"):
+        ledger.put("data", "d", b"prices", "gone")
+    with pytest.raises(SweepNotFound, match="removed"):
+        ledger.has("data", "d", "gone")
+    assert ledger.server.keys("runner:data:*") + ledger.server.keys("runner:batch:*") == []
+
+
+def test_a_blob_that_is_taken_stays_for_the_other_batch_that_needs_it(ledger: Ledger) -> None:
+    for name in ("one", "other"):
+        submit(ledger, name, total=1)
+        ledger.put("data", "d", b"prices", name)
+    assert ledger.take("data", ["d"], "one") == [b"prices"]
+    assert ledger.get("data", "d") == b"prices"
+    assert ledger.take("data", ["d"], "other") == [b"prices"]
+    assert ledger.server.keys("runner:data:*") == []
+    with pytest.raises(SweepNotFound, match="gone"):
+        ledger.take("data", ["d"], "other")

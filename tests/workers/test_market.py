@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import pytest
-import redis.asyncio
 from aiohttp import web
 
 import runner
@@ -20,14 +19,18 @@ from runner.source import Source
 from tests.misbehaving import Trouble, serving, status
 from workers import market
 from workers.cache import Entry, TieredCache
+from workers.desk import connected
 from workers.market import Market, decode, encode, prices, size_bytes
 from workers.session import HttpClient, Limits
-from workers.sources.protocol import Table
+from workers.sources import registry
+from workers.sources.protocol import Ask, Table
 from workers.spans import spans
 from workers.standin import make_app
 
 T = TypeVar("T")
 
+DAY_NS = 86_400 * 10**9
+BINANCE = registry.source("binance")
 SP500 = runner.sample_data("SP500")
 KLINES = "/binance/api/v3/klines"
 
@@ -59,7 +62,7 @@ def at(url: str | None, call: Callable[[Market], Awaitable[T]]) -> T:
     """``call`` of a new process's market: an empty memory; the server's cache is that of ``url``."""
 
     async def inside() -> T:
-        server = redis.asyncio.Redis.from_url(url) if url else None
+        server = connected(url) if url else None
         cache = TieredCache[Table](server, namespace="test", encode=encode, decode=decode, size=size_bytes)
         http = HttpClient(server=server, limits=Limits(backoff_s=0.01))
         try:
@@ -83,7 +86,7 @@ def entry(table: Table, *, stale: bool = False, fetched_at_s: float = 0.0) -> En
 
 
 def bars_table(*, days: int = 5, first_day: int = 0, **columns: Any) -> Table:
-    stamps = (np.arange(days) + first_day) * 86_400 * 10**9
+    stamps = (np.arange(days) + first_day) * DAY_NS
     usual = dict.fromkeys(("open", "high", "low", "close", "volume"), np.full(days, 10.0))
     return Table(stamps.astype(np.int64), {**usual, **columns})
 
@@ -189,7 +192,7 @@ def test_the_query_of_an_address_is_in_no_key_and_no_message() -> None:
     source = Source("url", "https://example.com/prices.csv?token=hunter2")
     [symbol] = source.symbols
     [span] = spans("all", 0, 1)
-    assert "hunter2" not in market._key(source, symbol, span)
+    assert "hunter2" not in market._key(BINANCE, source, symbol, span)
     with pytest.raises(NoData) as caught:
         prices(source, symbol, [])
     assert "hunter2" not in str(caught.value)
@@ -205,9 +208,9 @@ def test_everything_that_changes_the_content_is_in_the_key() -> None:
         Source("binance", "A", feed="iex"),
         Source("binance", "A", base_url="https://mirror.example"),
     ]
-    assert len({market._key(source, source.symbols[0], span) for source in variants}) == len(variants)
+    assert len({market._key(BINANCE, source, source.symbols[0], span) for source in variants}) == len(variants)
     same = [Source("binance", "A", adjust=how, start="2020") for how in ("all", "none")]
-    assert len({market._key(source, "A", span) for source in [*same, variants[0]]}) == 1
+    assert len({market._key(BINANCE, source, "A", span) for source in [*same, variants[0]]}) == 1
 
 
 def test_the_open_year_is_asked_for_again_when_its_next_bar_has_closed() -> None:
@@ -261,13 +264,68 @@ def test_prices_that_cannot_be_backtested_are_a_bad_answer_that_names_the_bar() 
     [
         Table(np.array([1, 2]), {"open": np.ones(2)}),
         bars_table(close=np.ones(4)),
+        bars_table(close=np.ones(5, np.float32)),
+        bars_table(close=np.array([1.0, 2.0, np.nan, 4.0, 5.0])),
+        bars_table(volume=np.array([1.0, 2.0, np.inf, 4.0, 5.0])),
+        bars_table(high=np.full(5, 9.0)),
+        bars_table(first_day=-1),
+        bars_table(first_day=6),
         Table(bars_table().time[::-1], bars_table().columns),
         Table(bars_table().time.astype(float), bars_table().columns),
     ],
 )
 def test_a_source_that_breaks_its_word_is_not_believed(table: Table) -> None:
-    with pytest.raises(BadAnswer):
-        market.checked(table, "bars", "mine: A")
+    ask = Ask("A", "1d", 0, 10 * DAY_NS, 10 * DAY_NS)
+    market.checked(bars_table(), "bars", ask, "mine: A")
+    with pytest.raises(BadAnswer, match="mine: A"):
+        market.checked(table, "bars", ask, "mine: A")
+
+
+def test_a_week_that_ends_in_the_next_year_is_waited_for() -> None:
+    week_ns = 7 * DAY_NS
+    [year] = spans("year", 0, 1)
+    opened_last = year.end_ns - DAY_NS
+    assert market._ttl_s(year, week_ns, year.end_ns + 3 * DAY_NS) <= market.OPEN_TTL_HIGH_S
+    assert market._ttl_s(year, week_ns, opened_last + week_ns + 2 * DAY_NS) == market.CLOSED_TTL_S
+
+
+def test_an_end_in_the_future_asks_no_further_than_now(site: Site) -> None:
+    with pytest.raises(SymbolUnknown):
+        fetched(None, site.source("UNKNOWNY", start="2010-01-01", end="2100-01-01"))
+    assert site.calls == 1
+
+
+def test_a_range_that_has_not_begun_has_nothing(site: Site) -> None:
+    with pytest.raises(NoData, match="not begun"):
+        fetched(None, site.source(start="2100-01-01", end="2101-01-01"))
+
+
+def test_a_range_of_too_many_bars_is_refused_before_anything_is_asked(site: Site) -> None:
+    source = Source("binance", "A", interval="1s", start="2017-01-01", base_url=f"{site.url}/binance")
+    with pytest.raises(SettingsError, match="at most 10,000,000"):
+        fetched(None, source)
+    assert site.calls == 0
+
+
+def test_many_symbols_of_many_years_at_once_are_all_kept_on_the_server(site: Site, url: str) -> None:
+    sources = [site.source(f"M{i}", start="2012-01-01") for i in range(40)]
+
+    async def every(here: Market) -> list[Any]:
+        return await asyncio.gather(*(here.entries(source, source.symbols[0]) for source in sources))
+
+    first = at(url, every)
+    calls = site.calls
+    assert calls == 40 * 7
+    again = at(url, every)
+    assert site.calls == calls
+    assert [len(entries) for entries in again] == [len(entries) for entries in first]
+
+
+def test_what_cannot_be_adjusted_names_provider_symbol_and_range() -> None:
+    table = bars_table(dividend=np.array([0.0, 20.0, 0.0, 0.0, 0.0]), split=np.ones(5))
+    source = Source("tiingo", "A", start="1970-01-01", end="1970-02-01")
+    with pytest.raises(BadAnswer, match=r"tiingo: A 1d 1970-01-01"):
+        prices(source, "A", [entry(table)])
 
 
 def test_a_series_travels_as_plain_columns() -> None:
