@@ -91,19 +91,21 @@ end
 
 local step = {}
 
--- Take the name, before anything is uploaded under it.  ARGV: batch, grace_ms
+-- Take the name, before anything is uploaded under it.  ARGV: batch, grace_ms, token
+-- A token tells a call that is made again, its answer lost, from another's.
 function step.reserve()
-  if redis.call('EXISTS', batch) == 1 then return 0 end
-  redis.call('HSET', batch, 'state', 'submitting', 'created_ms', now)
+  if redis.call('EXISTS', batch) == 1 then return redis.call('HGET', batch, 'reserved_by') == ARGV[4] and 1 or 0 end
+  redis.call('HSET', batch, 'state', 'submitting', 'created_ms', now, 'reserved_by', ARGV[4])
   redis.call('ZADD', expiry, now + tonumber(ARGV[3]), ARGV[2])
   return 1
 end
 
 -- From here on the batch runs, whatever becomes of the client, and with it the one that feeds it, if there is one.
--- ARGV: batch, json of fields, feeding batch or '', json of its fields
+-- ARGV: batch, json of fields, feeding batch or '', json of its fields, token
 function step.activate()
-  if state() ~= 'submitting' then return 0 end
+  if state() ~= 'submitting' then return redis.call('HGET', batch, 'activated_by') == ARGV[6] and 1 or 0 end
   start_running(ARGV[2], cjson.decode(ARGV[3]))
+  redis.call('HSET', batch, 'activated_by', ARGV[6])
   if ARGV[4] ~= '' then start_running(ARGV[4], cjson.decode(ARGV[5])) end
   return 1
 end
@@ -184,6 +186,16 @@ function step.release()
   return 1
 end
 
+-- The first half of removing a batch: from here on nothing can be stored for it.  ARGV: batch, 'now' or 'expired'
+function step.retire()
+  local until_ms = redis.call('ZSCORE', expiry, ARGV[2])
+  if ARGV[3] == 'expired' and (not until_ms or tonumber(until_ms) > now) then return 0 end
+  redis.call('ZADD', expiry, now, ARGV[2])  -- should the second half not come: the janitor begins again
+  redis.call('SREM', active, ARGV[2])
+  redis.call('DEL', batch)
+  return 1
+end
+
 -- ARGV: batch, state to go to.  Returns the state it is in now.
 function step.turn()
   local how, wanted = state(), ARGV[3]
@@ -196,9 +208,9 @@ function step.turn()
 end
 
 -- Chunks whose owner is gone, or whose message is.  ARGV: batch, dead_ms, grace_ms, json of queued starts or ''
--- Returns {starts to publish}; without the queue's content, {'look'} when some chunk has waited longer than the grace.
+-- Returns starts to publish; without the queue's content, a last one 'look' when some chunk has waited for longer.
 function step.recover()
-  local starts, looked = {}, ARGV[5] ~= ''
+  local starts, looked, look = {}, ARGV[5] ~= '', false
   local queued = looked and cjson.decode(ARGV[5]) or {}
   local living = {}
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', workers, now - tonumber(ARGV[3]), '+inf')) do living[name] = true end
@@ -214,12 +226,16 @@ function step.recover()
       keep(start, entry)
       starts[#starts + 1] = start
     elseif entry.state == 'queued' and now - entry.at > tonumber(ARGV[4]) and not queued[start] then
-      if not looked then return {'look'} end
-      entry.at = now
-      keep(start, entry)
-      starts[#starts + 1] = start
+      if looked then
+        entry.at = now
+        keep(start, entry)
+        starts[#starts + 1] = start
+      else
+        look = true
+      end
     end
   end
+  if look then starts[#starts + 1] = 'look' end
   return starts
 end
 

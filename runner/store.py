@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import functools
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,13 +128,14 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A line of a batch's stream: a committed chunk (``start`` set) or a change of state."""
+    """A line of a batch's stream: a committed chunk (``start`` set) or a change of state (``state`` set)."""
 
     id: bytes
     start: int | None
     stop: int
     failed: int
     worker: str
+    state: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +203,7 @@ class Ledger:
 
     def reserve(self, batch: str) -> None:
         """Take the name; SweepExists when it is taken. What is uploaded next is kept for it."""
-        if not self._step("reserve", batch, _ms(SUBMISSION_GRACE_S)):
+        if not self._step("reserve", batch, _ms(SUBMISSION_GRACE_S), secrets.token_hex(8)):
             raise SweepExists(
                 f"a sweep named {batch!r} exists: choose another name=, or runner.attach({batch!r}) to see it."
             )
@@ -246,7 +248,7 @@ class Ledger:
     def activate(self, batch: str, work: Work, feeder: Work | None = None) -> None:
         """From here on the batch runs, whatever becomes of the client, and with it the one that feeds it."""
         fed = [feeding(batch), json.dumps(feeder.fields())] if feeder else ["", ""]
-        if not self._step("activate", batch, json.dumps(work.fields()), *fed):
+        if not self._step("activate", batch, json.dumps(work.fields()), *fed, secrets.token_hex(8)):
             raise SweepNotFound(f"sweep {batch!r} vanished while it was submitted: submit it again.")
 
     def spec(self, batch: str) -> bytes:
@@ -371,9 +373,9 @@ class Ledger:
         """Chunks whose worker or message is gone; returns their first runs, to be published again."""
         limits = (_ms(DEAD_AFTER_S), _ms(VANISHED_AFTER_S))
         starts = self._step("recover", batch, *limits, "")
-        if starts == [b"look"]:
+        if starts and starts[-1] == b"look":
             queued = {str(start): True for start in self._queued(batch)}
-            starts = self._step("recover", batch, *limits, json.dumps(queued) if queued else "{}")
+            starts[-1:] = self._step("recover", batch, *limits, json.dumps(queued) if queued else "{}")
         return [int(start) for start in starts]
 
     def _queued(self, batch: str) -> Iterator[int]:
@@ -399,18 +401,22 @@ class Ledger:
                 stop=int(fields.get(b"stop", 0)),
                 failed=int(fields.get(b"failed", 0)),
                 worker=fields.get(b"worker", b"").decode(),
+                state=fields.get(b"state", b"").decode(),
             )
             for event_id, fields in flat
         ]
 
     def outcomes(self, batch: str, starts: Sequence[int]) -> list[bytes]:
-        """The Arrow blobs of committed chunks, in the order asked for."""
+        """The blobs of committed chunks, in the order asked for.
+
+        One that a restarted server has forgotten is left out: its chunk runs again, and its event comes again.
+        """
         blobs = self.server.hmget(f"runner:batch:{batch}:outcomes", [str(start) for start in starts]) if starts else []
-        if any(blob is None for blob in blobs):
+        if any(blob is None for blob in blobs) and not self.server.exists(f"runner:batch:{batch}"):
             raise SweepNotFound(
                 f"results of sweep {batch!r} are gone from the server: it was emptied or they have expired."
             )
-        return cast("list[bytes]", blobs)
+        return [blob for blob in blobs if blob is not None]
 
     # --- workers ------------------------------------------------------------------------------------------------
 
@@ -486,7 +492,7 @@ class Ledger:
             name.decode() for name in self.server.zrangebyscore("runner:expiry", 0, self._now_ms(), start=0, num=100)
         ]
         for name in ended:
-            self.remove(name)
+            self._remove(name, "expired")
         dead = self.server.zrangebyscore("runner:workers", 0, self._now_ms() - _ms(3600))
         for worker in dead:
             self.leave(worker.decode())
@@ -494,17 +500,20 @@ class Ledger:
 
     def remove(self, batch: str) -> None:
         """Forget a batch, the one that feeds it, and the code and data that no other batch needs."""
+        self._remove(batch, "now")
+
+    def _remove(self, batch: str, when: str) -> None:
+        if not self._step("retire", batch, when):
+            return  # it has been submitted since it was found to have expired
         if not is_feeder(batch):
             self.remove(feeding(batch))
         refs = [ref.decode() for ref in self.server.smembers(f"runner:batch:{batch}:refs")]
-        parts = ("", ":chunks", ":free", ":outcomes", ":events", ":refs", ":landed")
-        keys = [f"runner:batch:{batch}{part}" for part in parts]
-        with self.server.pipeline(transaction=True) as pipe:
-            pipe.delete(*keys)
-            pipe.zrem("runner:expiry", batch)
-            pipe.srem("runner:active", batch)
-            pipe.execute()
         self._drop(batch, refs)
+        parts = (":chunks", ":free", ":outcomes", ":events", ":refs", ":landed")
+        with self.server.pipeline(transaction=True) as pipe:
+            pipe.delete(*(f"runner:batch:{batch}{part}" for part in parts))
+            pipe.zrem("runner:expiry", batch)
+            pipe.execute()
 
     def reject(self, reason: str) -> None:
         """Count a message that was refused."""

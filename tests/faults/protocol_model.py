@@ -1,18 +1,13 @@
-"""The claim-commit-recover protocol of runner/ledger.lua as plain functions, and a search through all that can happen.
+"""The claim-commit-recover protocol of runner/ledger.lua as plain functions over values that do not change.
 
-`Protocol` mirrors the ledger's scripts, step by step; tests/faults/test_protocol.py holds it against the real ones.
-`Checker` puts workers, messages, clients and faults around it and visits every state that can be reached. What the
-states and steps mean, and what is left out, stands in docs/protocol/README.md.
+`Protocol` has a method for each of the ledger's scripts; tests/faults/test_protocol.py holds them against the real
+ones. protocol_search.py puts workers, messages, clients and faults around it. docs/protocol/README.md says the rest.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 SWEEP, FETCH = 0, 1
@@ -78,8 +73,8 @@ class Batch(NamedTuple):
         return self._replace(free=(Range(start, stop, suspect), *self.free)) if stop > start else self
 
     def finish(self, how: str) -> Batch:
-        """Ended: kept until its retention is over."""
-        return self._replace(state=how, active=False, expiring=True, chunks=(), free=())
+        """Ended: kept until its retention is over, or its sweep's."""
+        return self._replace(state=how, active=False, expiring=not self.points, chunks=(), free=())
 
 
 # A sweep, or a sweep and the fetch that feeds it.
@@ -147,7 +142,7 @@ class Protocol:
             middle = start + runs // 2
             batch = batch.give_back(middle, chunk.stop, suspect=True)
             chunk = chunk._replace(stop=middle, suspect=True, deaths=0)
-        poison = chunk.stop - start == 1 and runs == 1 and chunk.deaths >= 2
+        poison = runs == 1 and chunk.deaths >= 2
         batch = batch.keep(start, chunk._replace(running=True, owner=me))
         return _put(ledger, i, batch), Begun("poison" if poison else "run", chunk.stop)
 

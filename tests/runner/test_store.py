@@ -8,6 +8,7 @@ import pytest
 
 from runner import store
 from runner.errors import BrokerRefused, BrokerUnreachable, SecretMismatch, SweepExists, SweepNotFound
+from runner.following import Follower
 from runner.store import Ledger, Work
 from tests.support import SECRET
 
@@ -433,3 +434,71 @@ def test_a_blob_that_is_taken_stays_for_the_other_batch_that_needs_it(ledger: Le
     assert ledger.server.keys("runner:data:*") == []
     with pytest.raises(SweepNotFound, match="gone"):
         ledger.take("data", ["d"], "other")
+
+
+# A lost answer, a lost second, a lost race
+
+
+def test_a_call_that_is_made_again_because_its_answer_was_lost_is_the_same_call(ledger: Ledger) -> None:
+    for _ in range(2):
+        assert ledger._step("reserve", "b", 1000, "mine") == 1
+    assert ledger._step("reserve", "b", 1000, "another's") == 0
+    fields = json.dumps(work().fields())
+    for _ in range(2):
+        assert ledger._step("activate", "b", fields, "", "", "mine") == 1
+    assert ledger._step("activate", "b", fields, "", "", "another's") == 0
+
+
+def test_the_janitor_spares_a_batch_that_was_submitted_after_all(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SUBMISSION_GRACE_S", 0.0)
+    ledger.reserve("late")
+    ledger.activate("late", work())
+    ledger._remove("late", "expired")
+    assert ledger.progress("late").state == "running"
+
+
+def test_chunks_of_the_dead_are_found_at_once_though_others_have_waited_long(ledger: Ledger, batch: str) -> None:
+    [first, second] = ledger.top_up(batch, slots=1)
+    ledger.begin(batch, first, "gone@nowhere/1")
+    waits = json.loads(ledger.server.hget(f"runner:batch:{batch}:chunks", str(second)))
+    waits["at"] -= 10_000
+    ledger.server.hset(f"runner:batch:{batch}:chunks", str(second), json.dumps(waits))
+    assert ledger.recover(batch) == [first, second]
+
+
+def test_a_chunk_that_was_committed_before_and_after_a_restart_does_not_end_the_waiting_early(ledger: Ledger) -> None:
+    submit(ledger, "b", total=32)
+    ledger.top_up("b", slots=1)
+    follower = Follower(ledger, "b", 32)
+    ledger.begin("b", 0, ME)
+    commit(ledger, "b", 0, 16, blob=b"first")
+    ledger.server.xadd("runner:batch:b:events", {"start": 0, "stop": 16, "failed": 0, "us": 1, "worker": "w"})
+    ledger.server.hset("runner:batch:b", mapping={"state": "done", "done": 32})
+    follower.look(0.01)
+    assert not follower.complete
+
+
+def test_results_are_complete_when_the_last_event_has_been_read(ledger: Ledger) -> None:
+    submit(ledger, "b", total=32)
+    follower = Follower(ledger, "b", 32)
+    ledger.top_up("b", slots=1)
+    for start in (0, 16):
+        assert not follower.complete
+        ledger.begin("b", start, ME)
+        commit(ledger, "b", start, start + 16, blob=b"%d" % start)
+    assert follower.look(0.01) == [b"0", b"16"]
+    assert follower.complete
+    assert follower.look(0.01) == []
+
+
+def test_an_outcome_that_is_not_there_yet_again_is_left_out_and_one_of_a_removed_batch_is_said(ledger: Ledger) -> None:
+    submit(ledger, "b", total=32)
+    ledger.top_up("b", slots=1)
+    ledger.begin("b", 0, ME)
+    commit(ledger, "b", 0, 16)
+    assert ledger.outcomes("b", [0, 16]) == [b"x"]
+    ledger.remove("b")
+    with pytest.raises(SweepNotFound, match="gone"):
+        ledger.outcomes("b", [0])
