@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import unquote_plus
 
 from runner.adjust import ADJUSTMENTS
 from runner.errors import SettingsError
@@ -27,6 +28,8 @@ INTERVAL = re.compile(r"[1-9]\d{0,2}[smhdwM]")
 MAX_SYMBOL_CHARS = 2_000
 # A batch's message names every symbol; 100,000 of them are about 1 MB.
 MAX_SYMBOLS = 100_000
+# Of an address: what stands before its host, its host, its path, and the rest, which may be a query.
+ADDRESS = re.compile(r"\s*(?:([^/?#]*):)?//(?:([^/?#]*)@)?([^/?#@]*)([^?#]*)(.*)", re.DOTALL)
 SECRET_WORDS = ("key", "token", "secret", "password", "passwd", "credential")
 
 
@@ -129,6 +132,8 @@ def _symbols(given: str | Iterable[str]) -> tuple[str, ...]:
     if not 1 <= len(symbols) <= MAX_SYMBOLS:
         raise SettingsError(f"{len(symbols):,} symbols: expected 1 to {MAX_SYMBOLS:,}.")
     for symbol in symbols:
+        if isinstance(symbol, str):
+            _check_address("symbol", symbol)
         if not isinstance(symbol, str) or not 0 < len(symbol) <= MAX_SYMBOL_CHARS or not symbol.isprintable():
             raise SettingsError(f"symbol {symbol!r}: expected text, such as 'BTCUSDT'.")
     if len(set(symbols)) < len(symbols):
@@ -144,9 +149,27 @@ def _options(options: Mapping[str, Any]) -> Mapping[str, Option]:
                 f"option {name!r} looks like a key: keys never travel in messages. Set the provider's variable, such "
                 "as RUNNER_TIINGO_KEY, in the environment of the fetch workers (docs/data.md)."
             )
+        if isinstance(value, str):
+            _check_address(f"option {name}", value if "//" in value or name != "base_url" else f"//{value}")
         if not isinstance(value, str | int | float | bool):
             raise SettingsError(f"option {name}={value!r}: expected text, a number or a bool.")
     return MappingProxyType(dict(sorted(options.items())))
+
+
+def _check_address(what: str, text: str) -> None:
+    """SettingsError when the text is an address with a password or a key in it, which would be stored with the job."""
+    match = ADDRESS.match(text)
+    if not match:
+        return
+    scheme, user, host, path, rest = match.groups()
+    names = [unquote_plus(part.partition("=")[0]) for part in re.split("[?#&;]", rest)[1:]]
+    secret = [word for word in SECRET_WORDS if any(word in name.lower() for name in names)]
+    found = "its user and password" if user is not None else f"its parameter named like {secret}" if secret else ""
+    if found:
+        raise SettingsError(
+            f"{what}: {scheme or 'http'}://{host}{path}: {found} would travel in messages and stay on the server. Put "
+            "the file behind a plain address, or fetch it yourself and pass the frame (docs/data.md)."
+        )
 
 
 def _moment(name: str, given: Moment | None) -> int | None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from aiohttp import web
 
 import runner
 from tests.misbehaving import serving
 from tests.support import ROOT, Worker
+from tests.workers.sources.asking import ask, dates, load
 from workers.sources import registry
 from workers.standin import make_app
 
@@ -86,4 +88,25 @@ def test_the_rest_of_the_document_runs(client: Led, monkeypatch: pytest.MonkeyPa
         exec(code, names)  # noqa: S102 - likewise
     assert len(names["many"]) == 2
     assert names["result"].best("sharpe") is not None
-    assert names["Mine"]().unit("1d") == "year"
+
+
+def test_the_source_of_one_s_own_answers_closed_bars_of_the_span_whatever_comes() -> None:
+    [code] = [code for code in blocks(DATA) if "class Mine" in code]
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - likewise
+    seen: list[Any] = []
+
+    async def all_days(request: web.Request) -> web.Response:
+        seen.append(request)
+        days = pd.date_range("2019-12-25", "2020-06-01")
+        return web.Response(text="".join(f"{day.value},2,3,1,2.5,7\n" for day in reversed(days)))
+
+    app = web.Application()
+    app.router.add_get("/ACME", all_days)
+    with serving(app) as url:
+        question = ask("ACME", "2020-01-01", "2021-01-01", now="2020-03-01T12:00", base_url=url)
+        table = load(names["Mine"](), question)
+    assert dates(table) == [str(day.date()) for day in pd.date_range("2020-01-01", "2020-02-29")]
+    assert table.columns["close"].tolist() == [2.5] * 60
+    [request] = seen
+    assert (request.query["from"], request.query["to"]) == (str(question.start_ns), str(question.end_ns))

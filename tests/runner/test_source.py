@@ -88,6 +88,43 @@ def test_what_is_wrong_is_named_with_its_cure(change: dict[str, Any], words: str
         Source(given.pop("provider"), given.pop("symbols"), **given)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://files.example/a.csv?token=hunter2",
+        "https://files.example/a.csv?v=1&API_Key=hunter2",
+        "https://files.example/a.csv?v=1;X-Amz-Security-%54oken=hunter2",
+        "https://files.example/a.csv?token-hunter2",
+        "https://files.example/a.csv#secret=hunter2",
+        "https://me:hunter2@files.example/a.csv",
+        "https://hunter2@files.example",
+        " HTTPS://me:hunter2@files.example",
+        "http://[::1?password=hunter2",
+        "//me:hunter2@files.example/a.csv",
+    ],
+)
+@pytest.mark.parametrize("where", ["symbols", "twice", "base_url", "mirror"])
+def test_a_password_or_key_in_an_address_is_refused_and_not_repeated(address: str, where: str) -> None:
+    given = {"symbols": [address], "twice": [address, address]}.get(where, "A")
+    options: dict[str, Any] = {where: address} if where in ("base_url", "mirror") else {}
+    with pytest.raises(SettingsError, match=r"would travel in messages.*plain address.*pass the frame") as caught:
+        Source("url", given, **options)
+    assert "hunter2" not in f"{caught.value} {caught.value!r}"
+
+
+def test_a_base_url_without_its_scheme_hides_no_password() -> None:
+    with pytest.raises(SettingsError, match="user and password") as caught:
+        Source("binance", "A", base_url="me:hunter2@mirror.example")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "symbol", ["https://cdn.example/npm/prices@1.2/a.csv?v=2#top", "BTC/USDT:USDT", "/data/key?token=a@b.csv", "What?"]
+)
+def test_other_addresses_and_names_are_symbols(symbol: str) -> None:
+    assert Source("url", symbol, base_url="https://mirror.example/a@b").symbols == (symbol,)
+
+
 def test_a_key_given_by_mistake_is_not_repeated() -> None:
     with pytest.raises(SettingsError) as caught:
         Source("tiingo", "A", token="hunter2")

@@ -189,7 +189,7 @@ def test_what_no_provider_can_answer_is_refused_before_it_is_asked(
 
 
 def test_the_query_of_an_address_is_in_no_key_and_no_message() -> None:
-    source = Source("url", "https://example.com/prices.csv?token=hunter2")
+    source = Source("url", "https://example.com/prices.csv?sig=hunter2")
     [symbol] = source.symbols
     [span] = spans("all", 0, 1)
     assert "hunter2" not in market._key(BINANCE, source, symbol, span)

@@ -30,7 +30,7 @@ from workers.sources.parse import (
     table,
     where,
 )
-from workers.sources.protocol import Ask, Kind, Table, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unit, Usual
 from workers.throttle import Rate
 
 URL = "https://data.alpaca.markets"
@@ -63,7 +63,7 @@ class _Call:
     label: str
 
 
-class Alpaca:
+class Alpaca(Usual):
     """Bars by ticker, with the two halves of a key in RUNNER_ALPACA_KEY_ID and RUNNER_ALPACA_SECRET_KEY.
 
     Intraday bars are those that open in the exchange's regular hours, 09:30 to before 16:00 in New York (so the first

@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from runner.errors import BadAnswer, FetchError, SymbolUnknown
 from workers.session import HttpClient, Rate, Request, Response
 from workers.sources import parse
-from workers.sources.protocol import Ask, Kind, Table, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unit, Usual
 
 BASE_URL = "https://data-api.binance.vision"
 PAGE_BARS = 1000
@@ -34,7 +33,7 @@ INTERVALS = ("1s", "1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h",
 UNITS: dict[str, Unit] = {"s": "day", "m": "month", "h": "year", "d": "year", "w": "decade", "M": "decade"}
 
 
-class Binance:
+class Binance(Usual):
     """REST klines: a page is 1,000 bars, and its borders can be computed, so pages are asked for at once."""
 
     name = "binance"
@@ -69,32 +68,17 @@ class Binance:
             )
             for start_ns in range(ask.start_ns, end_ns, step_ns)
         ]
-        # The first page alone: a symbol that does not exist costs one request, not one a page.
-        rows = _rows(await parse.answers(http, requests[:1], label), label)
-        more = await parse.answers(http, requests[1:], label)
+        pages = await parse.pages(http, requests, _refusal, label)
         # A month of minutes takes 0.15 s to read: too long for the loop, on which all other requests wait.
-        return await asyncio.to_thread(_table, rows, more, ask, label)
+        return await asyncio.to_thread(_table, pages, ask, label)
 
 
-def _table(rows: list[Any], more: Sequence[Response], ask: Ask, label: str) -> Table:
-    rows = rows + _rows(more, label)
+def _table(pages: Sequence[Response], ask: Ask, label: str) -> Table:
+    rows = parse.rows_of(pages, ROW_FIELDS, label, most=PAGE_BARS)
     time = parse.stamps(parse.column(rows, 0, label), label)
     parse.check_inside(time, ask.start_ns, ask.end_ns, label)
     columns = {name: parse.floats(parse.column(rows, at, label), name, label) for name, at in FIELDS.items()}
     return parse.table(ask, time, columns, label)
-
-
-def _rows(pages: Sequence[Response], label: str) -> list[Any]:
-    rows: list[Any] = []
-    for page in pages:
-        if page.status != 200:
-            raise _refusal(page, label)
-        found = parse.json_of(page, label)
-        parse.check_width(found, ROW_FIELDS, label)
-        if len(found) > PAGE_BARS:
-            raise BadAnswer(f"{label}: {len(found):,} rows on a page, {PAGE_BARS:,} were asked for.")
-        rows += found
-    return rows
 
 
 def _refusal(page: Response, label: str) -> FetchError:

@@ -21,7 +21,7 @@ from runner.errors import BadAnswer, NoData, SymbolUnknown
 from workers.session import HttpClient, Request, Response
 from workers.sources import parse
 from workers.sources.parse import DAY_NS, Floats, Times
-from workers.sources.protocol import Ask, Kind, Table, Unchanged, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unchanged, Unit, Usual
 
 BASE_URL = "https://data.binance.vision"
 # A month's file is out on the first Monday of the next one. Until the month after is over, a missing one may be late,
@@ -61,7 +61,7 @@ class File:
     digest: str = ""
 
 
-class BinanceBulk:
+class BinanceBulk(Usual):
     """Whole files, so far fewer requests than by REST; complete up to yesterday."""
 
     name = "binance_bulk"

@@ -27,7 +27,7 @@ from runner.errors import (
 )
 from workers.session import HttpClient, Rate
 from workers.sources import parse
-from workers.sources.protocol import Ask, Kind, Table, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unit, Usual
 
 # An object of one of ccxt's classes; the library is imported on first use and has no types.
 Exchange = Any
@@ -43,7 +43,7 @@ INTERVALS = ("1s", "1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h",
 UNITS: dict[str, Unit] = {"s": "day", "m": "month", "h": "year", "d": "year", "w": "decade", "M": "decade"}
 
 
-class Ccxt:
+class Ccxt(Usual):
     """Symbols are ccxt's: "BTC/USDT", "BTC/USDT:USDT". Option ``exchange``: ccxt's id of it, such as "okx"."""
 
     name = "ccxt"
@@ -175,21 +175,38 @@ async def _rows(exchange: Any, ask: Ask, label: str) -> list[Any]:
     end_ns = min(ask.end_ns, ask.now_ns)
     rows: list[Any] = []
     from_ns = ask.start_ns
-    while from_ns < end_ns:
+    most = _most_pages((end_ns - from_ns) // bar_ns + 1, limit)
+    for _ in range(most):
+        if from_ns >= end_ns:
+            return rows
         page = await exchange.fetch_ohlcv(ask.symbol, ask.interval, from_ns // MS_NS, limit)
         time = parse.stamps(parse.column(page, 0, label), label)
-        if not len(time):  # a gap longer than a page, or not listed yet
+        first_ns, last_ns = (int(time.min()), int(time.max())) if len(time) else (from_ns, from_ns - 1)
+        if last_ns < from_ns:  # a gap longer than a page, or not listed yet; some then send the newest bar before it
             from_ns += limit * bar_ns
             continue
-        first_ns, last_ns = int(time.min()), int(time.max())
         if len(time) >= limit and first_ns >= from_ns + bar_ns and last_ns + bar_ns > ask.now_ns:
             raise SourceRefused(
                 f"{label}: the exchange sends only its newest {len(time)} bars, from {shown_time(first_ns)} on, "
                 "whatever the start. Ask for a later start or a longer interval, or take another source."
             )
         rows += page
-        from_ns = max(from_ns, last_ns) + MS_NS
+        from_ns = last_ns + bar_ns
+    if from_ns < end_ns:
+        raise BadAnswer(
+            f"{label}: {most} pages did not reach the end of the range, which is more than it has. Ask for a shorter "
+            "range, or take another source."
+        )
     return rows
+
+
+def _most_pages(bars: int, limit: int) -> int:
+    """Pages that so many bars can take.
+
+    Of an exchange that answers a window of time, in which bars may be missing, two pages together reach a window
+    further: the second holds bars beyond the first one's window, or is empty and skipped. At both ends one is cut.
+    """
+    return 2 * (bars // min(limit, LEAST_PAGE) + 1) + 2
 
 
 def _translated(library: Any, error: Exception, label: str) -> FetchError:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from runner.errors import BadAnswer, FetchError, SymbolUnknown
 from workers.session import HttpClient, Rate, Request, Response
 from workers.sources import parse
-from workers.sources.protocol import Ask, Kind, Table, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unit, Usual
 
 BASE_URL = "https://api.exchange.coinbase.com"
 # A request for more is refused. Whether both ends count is not documented: pages of 299 steps, each of which ends where
@@ -32,7 +30,7 @@ ROW_FIELDS = 6
 SYMBOL = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)+")
 
 
-class Coinbase:
+class Coinbase(Usual):
     """Candles of one product; buckets without a trade are missing and stay so."""
 
     name = "coinbase"
@@ -67,9 +65,8 @@ class Coinbase:
             )
             for start_ns in range(ask.start_ns, end_ns, step_ns)
         ]
-        # The first page alone: a symbol that does not exist costs one request, not one a page.
-        rows = _rows(await parse.answers(http, requests[:1], label), label)
-        rows += _rows(await parse.answers(http, requests[1:], label), label)
+        pages = await parse.pages(http, requests, _refusal, label)
+        rows = parse.rows_of(pages, ROW_FIELDS, label)
         time = parse.stamps(parse.column(rows, 0, label), label)
         columns = {name: parse.floats(parse.column(rows, at, label), name, label) for name, at in FIELDS.items()}
         return parse.table(ask, time, columns, label)
@@ -77,17 +74,6 @@ class Coinbase:
 
 def _iso(ns: int) -> str:
     return f"{np.datetime64(ns, 'ns').astype('datetime64[s]')}Z"
-
-
-def _rows(pages: Sequence[Response], label: str) -> list[Any]:
-    rows: list[Any] = []
-    for page in pages:
-        if page.status != 200:
-            raise _refusal(page, label)
-        found = parse.json_of(page, label)
-        parse.check_width(found, ROW_FIELDS, label)
-        rows += found
-    return rows
 
 
 def _refusal(page: Response, label: str) -> FetchError:

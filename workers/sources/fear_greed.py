@@ -17,7 +17,7 @@ from workers.sources.parse import (
     table,
     where,
 )
-from workers.sources.protocol import Ask, Kind, Table, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unit, Usual
 from workers.throttle import Rate
 
 URL = "https://api.alternative.me"
@@ -26,7 +26,7 @@ SYMBOL = "FNG"  # there is one index
 RATE = Rate("fear_greed", weight_per_period=1, period_s=1.0, burst=2)
 
 
-class FearGreed:
+class FearGreed(Usual):
     """``value`` by day, symbol "FNG"; a day's number is made from the days before it, and shown at its midnight UTC."""
 
     name = "fear_greed"

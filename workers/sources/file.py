@@ -10,14 +10,14 @@ from runner.errors import BadAnswer, SourceRefused, SymbolUnknown
 from workers.session import HttpClient
 from workers.sources import tables
 from workers.sources.parse import table, where
-from workers.sources.protocol import Ask, Kind, Table, Unchanged, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unchanged, Unit, Usual
 
 FOLDER = "RUNNER_DATA_DIR"
 # What else there is on a disk (keys, /proc) is nobody's prices.
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 
-class File:
+class File(Usual):
     """One symbol's prices; the symbol is a path on the worker's machine: CSV or Parquet, gzipped or not.
 
     `tables.columns_of` says which columns. With RUNNER_DATA_DIR in the worker's environment, paths are relative to that
@@ -28,6 +28,8 @@ class File:
     kind: Kind = "bars"
     intervals: tuple[str, ...] = tables.INTERVALS
     options: tuple[str, ...] = ("time_unit",)
+    ttl_s: float | None = 0.0  # a look at the file's time of change
+    local: bool = True
 
     def unit(self, interval: str) -> Unit:  # noqa: ARG002 - the protocol's
         """A file is read whole."""

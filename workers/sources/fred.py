@@ -21,7 +21,7 @@ from workers.sources.parse import (
     table,
     where,
 )
-from workers.sources.protocol import Ask, Kind, Table, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unit, Usual
 from workers.throttle import Rate
 
 CSV_URL, API_URL = "https://fred.stlouisfed.org", "https://api.stlouisfed.org"
@@ -36,7 +36,7 @@ MOST_ROWS = 100_000
 MISSING = (".", "")
 
 
-class Fred:
+class Fred(Usual):
     """Series by id, such as DGS10 or VIXCLS: ``value``, stamped with the date that the value is *for*.
 
     Values are published after that date and revised later: join with a lag, or ask with ``realtime="2020-03-01"`` for
@@ -109,7 +109,10 @@ def _table(ask: Ask, dates: list[str], values: list[str], label: str) -> Table:
 def _csv_rows(response: Response, label: str) -> list[list[str]]:
     """The rows below the header, whose names have changed before ("DATE", then "observation_date") and mean nothing."""
     text = response.body.decode("utf-8-sig", "replace")
-    rows = [row for row in csv.reader(text.splitlines()) if row]
+    try:
+        rows = [row for row in csv.reader(text.splitlines()) if row]
+    except csv.Error:  # such as a field of more than 128 KiB
+        rows = []
     if not rows or any(len(row) != 2 for row in rows):
         raise BadAnswer(f"{label}: expected CSV of date and value, got {quoted(response.body)}.")
     return rows[1:]

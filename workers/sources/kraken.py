@@ -12,7 +12,7 @@ from runner.columns import shown_time
 from runner.errors import BadAnswer, FetchError, SourceRefused, SourceUnavailable, SymbolUnknown
 from workers.session import HttpClient, Rate, Request
 from workers.sources import parse
-from workers.sources.protocol import Ask, Kind, Table, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unit, Usual
 
 BASE_URL = "https://api.kraken.com"
 NEWEST_BARS = 720
@@ -42,7 +42,7 @@ PASSING = (
 REFUSING = ("EGeneral:Permission denied", "EAPI:Invalid key")
 
 
-class Kraken:
+class Kraken(Usual):
     """One request a symbol and interval; history beyond it is refused, never shown as empty."""
 
     name = "kraken"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -96,6 +96,23 @@ async def answers(http: HttpClient, requests: Sequence[Request], label: str) -> 
     return got
 
 
+async def pages(
+    http: HttpClient, requests: Sequence[Request], refusal: Callable[[Response, str], FetchError], label: str
+) -> list[Response]:
+    """All answers in order, the first alone: a symbol that does not exist costs one request, not one a page.
+
+    Raises:
+        FetchError: as `answers`, and ``refusal(page, label)`` for a status other than 200.
+    """
+    got: list[Response] = []
+    for part in (requests[:1], requests[1:]):
+        for page in await answers(http, part, label):
+            if page.status != 200:
+                raise refusal(page, label)
+            got.append(page)
+    return got
+
+
 def status_error(response: Response, label: str) -> FetchError:
     """The error for a final answer that is neither data nor one that the source understands."""
     if response.status in (401, 403, 451):  # 451: not served in this country
@@ -163,6 +180,18 @@ def check_width(rows: Any, width: int, label: str) -> None:
     for row in rows:
         if not isinstance(row, list) or len(row) != width:
             raise BadAnswer(f"{label}: expected rows of {width} fields, got {quoted(row)}.")
+
+
+def rows_of(found: Sequence[Response], width: int, label: str, *, most: int | None = None) -> list[list[Any]]:
+    """The rows of all pages, ``width`` fields each; BadAnswer also when a page has more than the ``most`` asked for."""
+    rows: list[list[Any]] = []
+    for page in found:
+        some = json_of(page, label)
+        check_width(some, width, label)
+        if most is not None and len(some) > most:
+            raise BadAnswer(f"{label}: {len(some):,} rows on a page, {most:,} were asked for.")
+        rows += some
+    return rows
 
 
 def floats(values: Sequence[Any], name: str, label: str) -> Floats:

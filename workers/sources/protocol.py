@@ -62,8 +62,21 @@ class Unchanged(Exception):
     """The copy whose validators were sent is still right."""
 
 
+class Usual:
+    """What holds for most sources, and for those that do not say.
+
+    Attributes:
+        ttl_s: seconds for which an answer is good. None: the cache decides by the calendar. 0: each question asks the
+            source, which raises `Unchanged` when that costs it little.
+        local: it reads what is this host's own, so that its answers are not for workers on others.
+    """
+
+    ttl_s: float | None = None
+    local: bool = False
+
+
 class Source(Protocol):
-    """One provider. Made once a process, without arguments; it holds no connection.
+    """One provider. Made once a process, without arguments; it holds no connection. It may say what `Usual` says.
 
     Attributes:
         name: how users name it.

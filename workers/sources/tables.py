@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from packaging.version import Version
 
 from runner import frames
-from runner.columns import OHLCV, normal_name
+from runner.adjust import FACTORS
+from runner.columns import OHLCV, PRICES, normal_name
 from runner.errors import BadAnswer, BarsError, SettingsError
 from workers.sources.days import trading_dates
 from workers.sources.parse import DAY_NS, Floats, Times, interval_ns, quoted
@@ -26,7 +28,8 @@ MOST_BYTES = 256 * MIB
 INTERVALS = ("1m", "5m", "15m", "30m", "1h", "2h", "4h", "1d", "1w", "1M")
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 COUNTED_IN = ("s", "ms", "us", "ns")
-FACTORS = ("split", "dividend")
+NEEDED = (*OHLCV, *FACTORS, *frames.TIME_NAMES, *frames.SYMBOL_NAMES)
+CELL_BYTES = 8
 # Before 3.1 the default parser was off by a last bit now and then; since then it is exact, and asking for it warns.
 EXACT: dict[str, Any] = {"float_precision": "round_trip"} if Version(pd.__version__) < Version("3.1") else {}
 
@@ -102,15 +105,69 @@ def _frame(body: bytes, label: str) -> pd.DataFrame:
         frame: pd.DataFrame = pd.read_csv(io.BytesIO(body), **EXACT)
     except (ValueError, pa.ArrowException, OSError) as error:  # pandas' own errors are ValueErrors
         raise BadAnswer(f"{label}: cannot be read as a table: {error}") from None
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:  # of what pandas writes beside the data
+        raise BadAnswer(f"{label}: cannot be read as a table: {error!r}") from None
     return frame
 
 
 def _parquet(body: bytes, label: str) -> pd.DataFrame:
-    # A column of one repeated value takes a few bytes for a million rows.
-    shape = pq.read_metadata(io.BytesIO(body))
-    if shape.num_rows * shape.num_columns * 8 > MOST_BYTES:
+    """The needed columns. A few bytes of Parquet can say a million times the same long text: sizes are known first."""
+    plain = pq.ParquetFile(io.BytesIO(body))
+    fields = _needed(plain.schema_arrow, label)
+    # As a dictionary, repeated text is in memory once; how long it would be apart can then be counted.
+    texts = [field.name for field in fields if _is_text(field.type)]
+    if _stored_bytes(plain.metadata, {field.name for field in fields}) > MOST_BYTES:
         raise _too_large(label)
-    return frames.read_parquet(body)
+    table = pq.ParquetFile(io.BytesIO(body), read_dictionary=texts).read([field.name for field in fields])
+    if sum(_text_bytes(table[name]) for name in texts) > MOST_BYTES:
+        raise _too_large(label)
+    for name in texts:
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.string()))
+    frame: pd.DataFrame = table.to_pandas(date_as_object=False)
+    return frame
+
+
+def _needed(schema: pa.Schema, label: str) -> list[pa.Field]:
+    """Fields to read: those with our names and the index; without prices by name, all numbers, so as to name them."""
+    if len(set(schema.names)) < len(schema.names):
+        raise BadAnswer(f"{label}: two columns have the same name: rename or drop one of them.")
+    by_name = {normal_name(name) for name in schema.names}.issuperset(PRICES)
+    index = (schema.pandas_metadata or {"index_columns": ()})["index_columns"]
+    fields: list[pa.Field] = []
+    for field in schema:
+        meant = normal_name(field.name) in NEEDED or field.name in index
+        if (_is_number(field.type) and (meant or not by_name)) or (_is_text(field.type) and meant):
+            fields.append(field)
+        elif meant:
+            raise BadAnswer(f"{label}: column {field.name!r} is of type {field.type}: expected numbers, times or text.")
+    return fields
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    of = pa.types
+    return any(is_one(kind) for is_one in (of.is_integer, of.is_floating, of.is_boolean, of.is_timestamp, of.is_date))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(is_one(kind) for is_one in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _stored_bytes(metadata: pq.FileMetaData, names: set[str]) -> int:
+    """Of these columns, uncompressed: as they stand in the file, or as numbers when that is more."""
+    total = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema in names:
+                cells = max(chunk.num_values, group.num_rows)
+                total += max(chunk.total_uncompressed_size, cells * CELL_BYTES)
+    return total
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """At most so many when each cell holds its own text."""
+    longest = [pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in column.chunks]
+    return len(column) * max(longest, default=0)
 
 
 def _timed(frame: pd.DataFrame, interval: str, options: Mapping[str, Any]) -> pd.DataFrame:

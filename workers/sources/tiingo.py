@@ -21,7 +21,7 @@ from workers.sources.parse import (
     table,
     where,
 )
-from workers.sources.protocol import Ask, Kind, Table, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unit, Usual
 from workers.throttle import Rate
 
 URL = "https://api.tiingo.com"
@@ -39,7 +39,7 @@ FIELDS = {
 }
 
 
-class Tiingo:
+class Tiingo(Usual):
     """Daily bars by ticker, such as AAPL or BRK-B, with the key in RUNNER_TIINGO_KEY of the worker's environment.
 
     RUNNER_TIINGO_HOURLY is what a paid plan allows an hour; without it, the free plan's 50.

@@ -12,12 +12,12 @@ from workers.addresses import shown
 from workers.session import HttpClient, Request
 from workers.sources import tables
 from workers.sources.parse import answers, status_error, table, where
-from workers.sources.protocol import Ask, Kind, Table, Unchanged, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unchanged, Unit, Usual
 
 DEADLINE_S = 300.0  # 256 MiB at 10 Mbit/s
 
 
-class Url:
+class Url(Usual):
     """One symbol's prices; the symbol is the file's address, CSV or Parquet, gzipped or not (see `tables.columns_of`).
 
     ``private=True`` allows an address of your own network, ``time_unit`` says what numeric times count.
@@ -27,6 +27,7 @@ class Url:
     kind: Kind = "bars"
     intervals: tuple[str, ...] = tables.INTERVALS
     options: tuple[str, ...] = ("private", "time_unit")
+    ttl_s: float | None = 0.0  # a conditional request; without validators the client's own five minutes
 
     def unit(self, interval: str) -> Unit:  # noqa: ARG002 - the protocol's
         """A file comes whole."""

@@ -21,7 +21,7 @@ from workers.sources.parse import (
     table,
     where,
 )
-from workers.sources.protocol import Ask, Kind, Table, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unit, Usual
 from workers.throttle import Rate
 
 URL = "https://wikimedia.org/api/rest_v1"
@@ -31,7 +31,7 @@ MOST_AT_ONCE = 3
 RATE = Rate("wikipedia", weight_per_period=5, period_s=1.0, burst=MOST_AT_ONCE)
 
 
-class Wikipedia:
+class Wikipedia(Usual):
     """Views a day by the article's title, such as "Bitcoin" or "S&P 500": ``value``, stamped with the day counted.
 
     A day's count appears the next day or the one after: join with a lag of two days. Days without views are left out.

@@ -13,7 +13,7 @@ from workers.session import HttpClient
 from workers.sources import days
 from workers.sources.at_once import AtOnce
 from workers.sources.parse import interval_ns, table, where
-from workers.sources.protocol import Ask, Kind, Table, Unit
+from workers.sources.protocol import Ask, Kind, Table, Unit, Usual
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ MOST_AT_ONCE = 1
 TIMEOUT_S, DEADLINE_S = 15.0, 90.0
 
 
-class Yfinance:
+class Yfinance(Usual):
     """Bars by Yahoo's ticker, such as AAPL, BMW.DE or ^GSPC; minutes reach back 8 days, hours two years.
 
     Yahoo gives prices, volumes and dividends adjusted for splits; here they are put back to what was quoted.

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.misbehaving import Fault, Trouble, serving, status
 from tests.workers.sources.asking import ns
-from workers.sources.protocol import Table
+from workers.sources.protocol import Ask, Table
 from workers.standin import Prices, make_app
 
 # A Monday; half an hour into an hourly bar, half a day into a daily one.
@@ -32,6 +32,11 @@ class Exchanges:
 
     def calls(self) -> int:
         return sum(self.trouble.calls.values())
+
+
+def behind(server: Exchanges, question: Ask) -> Table:
+    """The bars that the server has in that span."""
+    return server.prices.bars(question.symbol.replace("/", ""), question.interval, question.start_ns, question.end_ns)
 
 
 @contextmanager

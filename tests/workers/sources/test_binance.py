@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -23,26 +23,14 @@ from tests.misbehaving import (
     wrong_json,
 )
 from tests.workers.sources.asking import ask, load, ns
-from tests.workers.sources.exchanges import NOW, Exchanges, answering, exchanges, part, same
+from tests.workers.sources.exchanges import NOW, Exchanges, answering, behind, part, same
 from workers.sources.binance import Binance
-from workers.sources.protocol import Ask, Table
+from workers.sources.protocol import Ask
 from workers.standin import Prices, make_app
 from workers.standin.crypto import kline_rows
 
 KLINES = "/binance/api/v3/klines"
 MS_NS = 10**6
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Exchanges]:
-    with exchanges() as server:
-        yield server
-
-
-@pytest.fixture
-def server(served: Exchanges) -> Exchanges:
-    served.forget()
-    return served
 
 
 def asked(server: Exchanges, symbol: str, interval: str, start: str, end: str) -> Ask:
@@ -51,11 +39,6 @@ def asked(server: Exchanges, symbol: str, interval: str, start: str, end: str) -
 
 def year(server: Exchanges, symbol: str = "BTCUSDT") -> Ask:
     return asked(server, symbol, "1d", "2020-01-01", "2021-01-01")
-
-
-def behind(server: Exchanges, question: Ask) -> Table:
-    """The bars that the server has in that span."""
-    return server.prices.bars(question.symbol, question.interval, question.start_ns, question.end_ns)
 
 
 def rows(server: Exchanges) -> list[list[Any]]:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,10 +12,10 @@ import pytest
 from runner.errors import BadAnswer, FetchError, NoData, SourceRefused, SymbolUnknown
 from tests.misbehaving import Fault, html, retry_after, status, truncated
 from tests.workers.sources.asking import ask, load, ns
-from tests.workers.sources.exchanges import NOW, Exchanges, exchanges, part, same
+from tests.workers.sources.exchanges import NOW, Exchanges, behind, exchanges, part, same
 from workers.session import HttpClient
 from workers.sources.binance_bulk import UNPACKED_BYTES, BinanceBulk
-from workers.sources.protocol import Ask, Table, Unchanged
+from workers.sources.protocol import Ask, Unchanged
 from workers.standin.crypto import kline_rows
 
 MONTH = "BTCUSDT-1h-2024-02"
@@ -24,28 +24,12 @@ CHECKSUM = f"{ZIP}.CHECKSUM"
 MS_NS = 10**6
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[Exchanges]:
-    with exchanges() as server:
-        yield server
-
-
-@pytest.fixture
-def server(served: Exchanges) -> Exchanges:
-    served.forget()
-    return served
-
-
 def asked(server: Exchanges, interval: str, start: str, end: str, symbol: str = "BTCUSDT", *, now: str = NOW) -> Ask:
     return ask(symbol, start, end, interval, now=now, base_url=f"{server.url}/binance_bulk")
 
 
 def february(server: Exchanges) -> Ask:
     return asked(server, "1h", "2024-02-01", "2024-03-01")
-
-
-def behind(server: Exchanges, question: Ask) -> Table:
-    return server.prices.bars(question.symbol, question.interval, question.start_ns, question.end_ns)
 
 
 def lines(server: Exchanges) -> list[str]:

@@ -5,16 +5,17 @@ import gc
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp import web
 
 from runner.errors import BadAnswer, FetchError, NoData, SettingsError, SourceRefused, SourceUnavailable, SymbolUnknown
 from tests.misbehaving import Fault, banned, html, retry_after, status, truncated, wrong_json
 from tests.workers.sources.asking import ask, load, ns
-from tests.workers.sources.exchanges import NOW, Exchanges, answering, exchanges, part, same
+from tests.workers.sources.exchanges import NOW, Exchanges, answering, behind, part, same
 from workers.session import HttpClient, Limits
 from workers.sources.ccxt_exchange import Ccxt
 from workers.sources.protocol import Ask, Table
@@ -25,28 +26,12 @@ pytest.importorskip("ccxt", reason="the extra is not installed")
 KLINES, MARKETS = "/binance/api/v3/klines", "/binance/api/v3/exchangeInfo"
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[Exchanges]:
-    with exchanges() as server:
-        yield server
-
-
-@pytest.fixture
-def server(served: Exchanges) -> Exchanges:
-    served.forget()
-    return served
-
-
 def asked(server: Exchanges, interval: str, start: str, end: str, symbol: str = "BTC/USDT") -> Ask:
     return ask(symbol, start, end, interval, now=NOW, exchange="binance", base_url=f"{server.url}/binance")
 
 
 def year(server: Exchanges) -> Ask:
     return asked(server, "1d", "2020-01-01", "2021-01-01")
-
-
-def behind(server: Exchanges, question: Ask) -> Table:
-    return server.prices.bars(question.symbol.replace("/", ""), question.interval, question.start_ns, question.end_ns)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +164,38 @@ def test_an_exchange_that_sends_its_newest_bars_whatever_the_start_is_found_out(
     server.trouble.plan[KLINES] = [answering(rows)]
     with pytest.raises(SourceRefused, match="only its newest 1000 bars, from 2025-01-27T21:00:00 on"):
         load(Ccxt(), asked(server, "1h", "2025-01-01", "2026-01-01"))
+
+
+def test_an_exchange_that_answers_its_newest_bar_to_any_later_start_is_asked_a_few_times(
+    server: Exchanges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of most exchanges ccxt leaves out what is before the start, but each of its classes may do it otherwise.
+    monkeypatch.setattr("ccxt.async_support.binance.filter_by_since_limit", lambda self, rows, *_, **__: rows)
+    question = asked(server, "1m", "2024-02-01", "2024-02-03")
+    traded = part(behind(server, question), slice(0, 100))
+
+    async def newest(request: web.Request) -> web.StreamResponse:
+        asked_ns = int(request.query["startTime"]) * 10**6
+        from_there = np.flatnonzero(traded.time >= asked_ns).tolist()
+        return web.json_response(kline_rows(part(traded, from_there or slice(-1, None)), "1m", 10**6))
+
+    server.trouble.plan[KLINES] = [newest] * 50
+    assert same(load(Ccxt(), question), traded)
+    assert server.trouble.calls[KLINES] == 4  # its hundred bars, then three thousands of minutes without
+
+
+def test_pages_of_one_bar_come_to_an_end(server: Exchanges) -> None:
+    question = asked(server, "1m", "2024-02-01", "2024-02-02")
+    bars = behind(server, question)
+
+    async def one(request: web.Request) -> web.StreamResponse:
+        first = int(np.searchsorted(bars.time, int(request.query["startTime"]) * 10**6))
+        return web.json_response(kline_rows(part(bars, slice(first, first + 1)), "1m", 10**6))
+
+    server.trouble.plan[KLINES] = [one] * 2000
+    with pytest.raises(BadAnswer, match="32 pages did not reach the end of the range"):
+        load(Ccxt(), question)
+    assert server.trouble.calls[KLINES] == 32
 
 
 @pytest.mark.parametrize("path", [MARKETS, KLINES])

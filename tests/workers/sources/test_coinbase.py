@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -10,23 +10,11 @@ import pytest
 from runner.errors import BadAnswer, FetchError, NoData, SourceRefused, SourceUnavailable, SymbolUnknown
 from tests.misbehaving import Fault, html, retry_after, status, wrong_json
 from tests.workers.sources.asking import ask, load, ns
-from tests.workers.sources.exchanges import NOW, Exchanges, answering, exchanges, part, same
+from tests.workers.sources.exchanges import NOW, Exchanges, answering, behind, part, same
 from workers.sources.coinbase import Coinbase
 from workers.sources.protocol import Ask, Table
 
 CANDLES = "/coinbase/products/BTC-USD/candles"
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Exchanges]:
-    with exchanges() as server:
-        yield server
-
-
-@pytest.fixture
-def server(served: Exchanges) -> Exchanges:
-    served.forget()
-    return served
 
 
 def asked(server: Exchanges, interval: str, start: str, end: str, symbol: str = "BTC-USD") -> Ask:
@@ -37,14 +25,14 @@ def january(server: Exchanges) -> Ask:
     return asked(server, "1d", "2024-01-01", "2024-02-01")
 
 
-def behind(server: Exchanges, question: Ask) -> Table:
+def traded(server: Exchanges, question: Ask) -> Table:
     """The server's bars in that span in which something was traded."""
-    bars = server.prices.bars(question.symbol, question.interval, question.start_ns, question.end_ns)
+    bars = behind(server, question)
     return part(bars, np.flatnonzero(bars.columns["volume"] > 0).tolist())
 
 
 def rows(server: Exchanges) -> list[list[Any]]:
-    bars = behind(server, january(server))
+    bars = traded(server, january(server))
     names = ("low", "high", "open", "close", "volume")
     return [
         list(row) for row in zip((bars.time // 10**9).tolist(), *(bars.columns[n].tolist() for n in names), strict=True)
@@ -59,7 +47,7 @@ def test_bars_are_right_to_the_last_bit_and_buckets_without_a_trade_stay_missing
     server: Exchanges, interval: str, start: str, end: str
 ) -> None:
     question = asked(server, interval, start, end)
-    assert same(load(Coinbase(), question), behind(server, question))
+    assert same(load(Coinbase(), question), traded(server, question))
 
 
 def test_no_page_asks_for_more_than_300_and_all_of_them_cover_the_span(server: Exchanges) -> None:
@@ -83,13 +71,13 @@ def test_rows_before_the_start_and_duplicates_are_dropped(server: Exchanges) -> 
     sent = rows(server)
     early = [sent[0][0] - 86_400, *sent[0][1:]]
     server.trouble.plan[CANDLES] = [answering([*sent, early, *sent[:5]])]
-    assert same(load(Coinbase(), january(server)), behind(server, january(server)))
+    assert same(load(Coinbase(), january(server)), traded(server, january(server)))
 
 
 @pytest.mark.parametrize("fault", [retry_after(0), status(503)], ids=["429", "503"])
 def test_a_fault_that_passes_leaves_right_bars(server: Exchanges, fault: Fault) -> None:
     server.trouble.plan[CANDLES] = [fault]
-    assert same(load(Coinbase(), january(server)), behind(server, january(server)))
+    assert same(load(Coinbase(), january(server)), traded(server, january(server)))
 
 
 def test_an_unknown_product_costs_one_request(server: Exchanges) -> None:

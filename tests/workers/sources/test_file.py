@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import runner
@@ -178,3 +183,92 @@ def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatc
     for name in ("bomb.csv.gz", "bomb.parquet", "large.csv"):
         with pytest.raises(BadAnswer, match="Split it into files"):
             load(File(), asked(tmp_path / name))
+
+
+ROWS, TEXT = 20_000, "x" * 20_000  # 400 MB when each row holds its own
+
+
+def repeating(path: Path, encoding: str = "dictionary", **columns: str) -> Path:
+    """A small file of days at 1.0, with columns of one text in every row."""
+    days = pa.array(pd.date_range("1950-01-01", periods=ROWS))
+    prices = dict.fromkeys(("open", "high", "low", "close"), pa.array([1.0] * ROWS))
+    nothing = pa.array([0] * ROWS, pa.int32())
+    texts = {name: pa.DictionaryArray.from_arrays(nothing, [text]) for name, text in columns.items()}
+    table = pa.table({"date": days, **prices, **texts})
+    pq.write_table(table, path, use_dictionary=encoding == "dictionary", compression="zstd", store_schema=False)
+    assert path.stat().st_size < 500_000
+    return path
+
+
+@contextmanager
+def arrow_takes_at_most(size_bytes: int) -> Iterator[None]:
+    """Its buffers come from a pool that nothing else uses here, whose peak is therefore theirs."""
+    usual, own = pa.default_memory_pool(), pa.system_memory_pool()
+    assert own.backend_name != usual.backend_name
+    pa.set_memory_pool(own)
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(usual)
+    assert 0 < own.max_memory() <= size_bytes
+
+
+def test_a_long_text_that_a_column_repeats_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MOST_BYTES", 20_000_000)
+    path = repeating(tmp_path / "prices.parquet", note=TEXT)
+    with arrow_takes_at_most(20_000_000):
+        assert len(load(File(), ask(str(path), "1900-01-01", "2030-01-01")).time) == ROWS
+
+
+@pytest.mark.parametrize("name", ["symbol", "close", "time"])
+@pytest.mark.parametrize("encoding", ["dictionary", "plain"])
+def test_a_long_text_in_a_needed_column_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, encoding: str
+) -> None:
+    monkeypatch.setattr(tables, "MOST_BYTES", 20_000_000)
+    path = repeating(tmp_path / "prices.parquet", encoding, **{name: TEXT})
+    with arrow_takes_at_most(20_000_000), pytest.raises(BadAnswer, match="Split it into files"):
+        load(File(), asked(path))
+
+
+@pytest.mark.parametrize("kind", ["text", "categories", "dates", "index of text", "two levels"])
+def test_a_parquet_file_may_hold_its_days_in_many_ways(tmp_path: Path, kind: str) -> None:
+    frame = runner.sample_data("AAPL").to_frame().tz_localize(None)
+    days = pd.DatetimeIndex(frame.index)
+    text = days.strftime("%Y-%m-%d")
+    made = {
+        "text": lambda: frame.assign(date=text, symbol="AAPL").reset_index(drop=True),
+        "categories": lambda: frame.assign(date=pd.Categorical(text)).reset_index(drop=True),
+        "dates": lambda: frame.assign(date=days.date).reset_index(drop=True),
+        "index of text": lambda: frame.set_index(text),
+        "two levels": lambda: pd.concat({"AAPL": frame}, axis=1),
+    }[kind]()
+    made.to_parquet(tmp_path / "prices.parquet")
+    table = load(File(), asked(tmp_path / "prices.parquet"))
+    assert table.time.tolist() == runner.sample_data("AAPL").time.tolist()
+    assert table.columns["close"].tolist() == frame["close"].tolist()
+
+
+def test_a_parquet_file_without_prices_is_told_what_it_has(tmp_path: Path) -> None:
+    pd.DataFrame({"date": ["2020-01-02"], "price": [1.0]}).to_parquet(tmp_path / "prices.parquet")
+    with pytest.raises(BadAnswer, match=r"columns are missing: open, .* The frame has 'date', 'price'"):
+        load(File(), asked(tmp_path / "prices.parquet"))
+
+
+def test_a_parquet_column_that_holds_no_numbers_is_named(tmp_path: Path) -> None:
+    prices = {name: [1.0] for name in ("open", "high", "low")}
+    pq.write_table(pa.table({"date": ["2020-01-02"], **prices, "close": [[1.0]]}), tmp_path / "prices.parquet")
+    with pytest.raises(BadAnswer, match=r"column 'close' is of type list<.*expected numbers"):
+        load(File(), asked(tmp_path / "prices.parquet"))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [b"{", b"[1]", b'{"a": 1}', b'{"index_columns": 3}', b'{"index_columns": [], "columns": [3]}', b"[" * 100_000],
+)
+def test_damage_in_what_pandas_writes_beside_the_data_is_a_bad_answer(tmp_path: Path, about: bytes) -> None:
+    frame = pd.DataFrame({"date": ["2020-01-02"], **{name: [1.0] for name in ("open", "high", "low", "close")}})
+    table = pa.Table.from_pandas(frame).replace_schema_metadata({"pandas": about})
+    pq.write_table(table, tmp_path / "prices.parquet")
+    with pytest.raises(BadAnswer, match="cannot be read as a table"):
+        load(File(), asked(tmp_path / "prices.parquet"))

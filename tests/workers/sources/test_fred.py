@@ -99,6 +99,7 @@ def test_a_range_without_values_is_no_data(server: Standin) -> None:
         csv_of(b"observation_date,A\n2014-02-31,1\n"),
         csv_of(b"observation_date,A\n2014-01-02,one\n"),
         csv_of(b"observation_date,A\n2014-01-02,inf\n"),
+        csv_of(b"observation_date,A\n2014-01-02," + b"1" * 200_000),
         status(302),
     ],
 )

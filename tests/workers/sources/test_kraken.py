@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,18 +16,6 @@ from workers.sources.kraken import Kraken
 from workers.sources.protocol import Ask, Table
 
 OHLC = "/kraken/0/public/OHLC"
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Exchanges]:
-    with exchanges() as server:
-        yield server
-
-
-@pytest.fixture
-def server(served: Exchanges) -> Exchanges:
-    served.forget()
-    return served
 
 
 def asked(server: Exchanges, interval: str, start: str, end: str, symbol: str = "XBTUSD") -> Ask:

@@ -64,6 +64,9 @@ def test_each_of_our_sources_is_found_under_its_name(name: str, kind: str) -> No
     assert found.intervals
     assert all(found.unit(interval) in ("day", "month", "year", "decade", "all") for interval in found.intervals)
     assert registry.source(name) is found
+    asks_each_time, is_of_this_host = name in ("url", "file"), name == "file"
+    assert getattr(found, "ttl_s", "none") == (0.0 if asks_each_time else None)
+    assert getattr(found, "local", "none") is is_of_this_host
 
 
 def test_all_names_are_listed() -> None:
