@@ -47,8 +47,8 @@ def _inside(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4
 
 def check_literal(url: URL) -> None:
     """SourceRefused when the host is itself a private IP address: the connector asks no resolver about those."""
-    if _is_private_literal(url.host or ""):
-        raise refusal(url.host or "")
+    if _is_private_literal(url.raw_host or ""):
+        raise refusal(url.raw_host or "")
 
 
 @lru_cache(1024)  # reading what is no address costs a tenth of a request on loopback, and hosts are few
@@ -63,12 +63,12 @@ def refusal(host: str) -> SourceRefused:
     """The error for a host that is or resolves to a private address."""
     return SourceRefused(
         f"{host}: a private, loopback or reserved address, and the request is for a public one. "
-        "If it is your own server, name it as the base_url."
+        "If it is your own server, name it, with this port, as the base_url."
     )
 
 
-class PublicResolver(AbstractResolver):
-    """Resolves names for the connector, and raises SourceRefused for one that has any private address."""
+class Resolver(AbstractResolver):
+    """Resolves names for the connector; one that no host can have is unknown like any other."""
 
     def __init__(self, inner: AbstractResolver | None = None) -> None:
         self._inner = inner or DefaultResolver()
@@ -76,15 +76,28 @@ class PublicResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The name's addresses; one private among them means that somebody is playing tricks."""
-        found = await self._inner.resolve(host, port, family)
-        if not all(is_public(entry["host"]) for entry in found):
-            raise refusal(host)
-        return found
+        """The name's addresses."""
+        try:
+            return await self._inner.resolve(host, port, family)
+        except UnicodeError:  # from Python, before it asks: a label that is empty or longer than 63 characters
+            raise socket.gaierror(socket.EAI_NONAME, "a name that no host can have") from None
 
     async def close(self) -> None:
         """Close the resolver that does the work."""
         await self._inner.close()
+
+
+class PublicResolver(Resolver):
+    """Raises SourceRefused for a name that has any private address."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """The name's addresses; one private among them means that somebody is playing tricks."""
+        found = await super().resolve(host, port, family)
+        if not all(is_public(entry["host"]) for entry in found):
+            raise refusal(host)
+        return found
 
 
 def next_hop(url: URL, location: str) -> URL:
@@ -97,18 +110,22 @@ def next_hop(url: URL, location: str) -> URL:
         target = url.join(URL(location)).with_user(None).with_fragment(None)
     except ValueError:
         raise SourceRefused(f"{shown(url)} redirects to something that is no URL.") from None
-    if target.scheme not in ("http", "https") or not target.host:
+    if target.scheme not in ("http", "https") or not target.raw_host:
         raise SourceRefused(f"{shown(url)} redirects to {target.scheme or 'no'}: where http or https was expected.")
     if url.scheme == "https" and target.scheme == "http":
-        raise SourceRefused(f"{shown(url)} redirects from https to plain http at {target.host}: not followed.")
+        raise SourceRefused(f"{shown(url)} redirects from https to plain http at {target.raw_host}: not followed.")
     return target
+
+
+def same_place(one: URL, other: URL) -> bool:
+    """Whether both are the very same host and port: another port of a private host is another server."""
+    return one.raw_host == other.raw_host and one.port == other.port
 
 
 def same_origin(one: URL, other: URL) -> bool:
     """Whether both are the same host and port (or its http and https), so that the caller's headers may go along."""
-    if one.host != other.host:
-        return False
-    return one.port == other.port or (one.is_default_port() and other.is_default_port())
+    default = one.is_default_port() and other.is_default_port()
+    return one.raw_host == other.raw_host and (one.port == other.port or default)
 
 
 def shown(url: URL) -> str:

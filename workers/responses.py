@@ -18,6 +18,8 @@ from workers.throttle import Rate
 MIB = 2**20
 # What headers and bookkeeping of one kept answer take beside its body, roughly.
 OVERHEAD_BYTES = 2048
+# What a cache takes a number of seconds for that is too large to count (RFC 9111, 1.2.2).
+FOR_EVER_S = 2.0**31
 
 
 @dataclass(slots=True)
@@ -133,11 +135,15 @@ class Answers:
             return
         if "no-cache" in rules:
             ttl_s = 0.0
-        elif rules.get("max-age", "").isdecimal():
-            age = told.get("Age", "")
-            ttl_s = min(ttl_s, int(rules["max-age"]) - (int(age) if age.isdecimal() else 0))
+        elif (most_s := _seconds(rules.get("max-age", ""))) is not None:
+            ttl_s = min(ttl_s, most_s - (_seconds(told.get("Age", "")) or 0.0))
         with self._lock:
             self._kept[key] = Kept(response, self._clock() + ttl_s)
+
+
+def _seconds(text: str) -> float | None:
+    """Whole seconds; None for anything else. Not by int(), which refuses thousands of digits."""
+    return min(float(text), FOR_EVER_S) if text.isdecimal() else None
 
 
 def _cache_control(headers: Mapping[str, str]) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import random
+import re
 import threading
 import time
 from collections import deque
@@ -15,6 +15,10 @@ from email.utils import parsedate_to_datetime
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 # Binance's answer to whoever went on after a 429: the address is banned, and every further request makes it longer.
 BANNED = 418
+# Binance's longest ban. Whoever asks for more means it no better, or is broken.
+LONGEST_BAN_S = 3 * 86_400.0
+# What RFC 9110 allows, and the fraction that some send; float() would read "1e300" and "inf" too.
+SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 FACTOR = 2.0
 # Three retries wait 1.75 s on average: long enough for a restart behind a balancer.
@@ -43,23 +47,22 @@ def backoff_s(retry: int, base_s: float = BASE_S) -> float:
 
 
 def retry_after_s(header: str | None, now_s: float) -> float | None:
-    """Seconds that a Retry-After header asks to wait; None when there is none or it says nothing.
+    """Seconds that a Retry-After header asks to wait, three days at most; None when there is none or it says nothing.
 
     Args:
         header: seconds or an HTTP-date (RFC 9110, 10.2.3).
         now_s: the present, seconds since 1970.
     """
-    if not header:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
+    text = (header or "").strip()
+    if SECONDS.fullmatch(text):
+        seconds = float(text)
+    else:
         try:
-            when = parsedate_to_datetime(header)
-        except ValueError:
+            when = parsedate_to_datetime(text)
+            seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - now_s
+        except (ValueError, OverflowError):
             return None
-        seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - now_s
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    return min(max(0.0, seconds), LONGEST_BAN_S)
 
 
 class Budget:

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import redis.asyncio
+from cachetools import LRUCache
 
 import runner
 from runner.errors import FetchError, SourceRefused, SourceUnavailable
@@ -22,12 +23,12 @@ from workers.aimd import START, Limiter
 from workers.breaker import Breaker
 from workers.responses import MIB, Answers, Request, Response, no_address
 from workers.throttle import Rate, Throttle
-from workers.wire import POOL_SIZE, Call, Counts, Wire, described
+from workers.wire import HOSTS, POOL_SIZE, Call, Counts, Wire, described
 
 __all__ = ["HttpClient", "Limits", "Rate", "Request", "Response"]
 
-# Binance's shortest ban is two minutes, its longest three days.
-BAN_S, LONGEST_BAN_S = 120.0, 3 * 86_400.0
+# Binance's shortest ban.
+BAN_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class HttpClient:
         self._agent = f"backtest-runner/{runner.__version__}" + (f" (+{contact})" if contact else "")
         self._lock = threading.Lock()
         self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: LRUCache[str, _Host] = LRUCache(HOSTS)
         self._throttle = Throttle()
         self._answers = Answers(limits.cache_bytes)
         self._past = Counter(asdict(Counts()))  # of loops that are closed
@@ -223,7 +224,7 @@ class HttpClient:
             except _Failed as failed:
                 # Back-off on top of what the server asks for: those who were told the same do not come back together.
                 wait_s = failed.retry_after_s + retry.backoff_s(retries, self._limits.backoff_s)
-                self._may_go_on(call, host, retries, wait_s)
+                self._may_go_on(call, wire, host, retries, wait_s)
             else:
                 wire.counts.http_requests_ok += 1
                 return response
@@ -231,7 +232,7 @@ class HttpClient:
             wire.counts.http_retries += 1
             await asyncio.sleep(wait_s)
 
-    def _may_go_on(self, call: Call, host: _Host, retries: int, wait_s: float) -> None:
+    def _may_go_on(self, call: Call, wire: Wire, host: _Host, retries: int, wait_s: float) -> None:
         """SourceUnavailable unless a further attempt is allowed and would come in time."""
         left_s = call.left_s()
         if left_s <= 0.0:
@@ -241,6 +242,7 @@ class HttpClient:
         elif wait_s >= left_s:
             why = f"the next attempt would come in {wait_s:.1f} s, the deadline in {left_s:.1f} s"
         elif not host.budget.retry():
+            wire.counts.http_retries_refused += 1
             why = "and this host needed too many retries in the last minute to make another"
         else:
             return
@@ -290,7 +292,7 @@ class HttpClient:
         if call.request.rate:
             await self._throttle.learn(call.request.rate, status, response.headers, asked_s, wire.ask)
         if status == retry.BANNED:
-            ban_s = min(BAN_S if asked_s is None else asked_s, LONGEST_BAN_S)
+            ban_s = BAN_S if asked_s is None else asked_s
             await host.breaker.open(ban_s, wire.ask)
             wire.counts.http_breaker_opened += 1
             raise SourceRefused(f"{shown(call.url)}: HTTP 418, banned: {host.name} is not asked for {ban_s:,.0f} s.")
@@ -315,11 +317,11 @@ class HttpClient:
             del self._wires[wire.loop]
 
     def _host(self, name: str) -> _Host:
-        host = self._hosts.get(name)
-        if host is None:
-            with self._lock:
-                host = self._hosts.setdefault(name, _Host(name))
-        return host
+        with self._lock:  # also to look: that makes it the one that was used last
+            host = self._hosts.get(name)
+            if host is None:
+                host = self._hosts[name] = _Host(name)
+            return host
 
     def _new_limiter(self, wire: Wire, name: str) -> Limiter:
         return wire.limiters.setdefault(name, Limiter(self._limits.start_at_once, self._limits.at_once))

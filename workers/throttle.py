@@ -25,6 +25,9 @@ MICRO = 1_000_000
 FULL_SHARE = 0.9
 # After a 429 that names no time: until the period is over, but no longer than a minute, in which most providers count.
 BLOCK_S = 60.0
+# However long an answer that is no ban asks to wait, after an hour somebody looks again: one strange answer must not
+# stop all workers for days, and a provider that means it says so again, once an hour.
+LONGEST_BLOCK_S = 3600.0
 
 # ARGV: "reserve" weight interval_us burst most_us | "look" | "block" us | "period" period_us
 # Returns {1 when allowed, microseconds to wait}. The clock is the server's: the workers' clocks differ.
@@ -118,10 +121,10 @@ class Throttle:
         """Take from one answer what the server says about the allowance, and tell all workers."""
         used = headers.get(rate.used_header, "") if rate.used_header else ""
         if status in (429, 503) and retry_after_s is not None:
-            await self._block(rate, retry_after_s, ask)
+            await self._block(rate, min(retry_after_s, LONGEST_BLOCK_S), ask)
         elif status == 429:
             await self._block(rate, min(rate.period_s, BLOCK_S), ask)
-        elif used.isdecimal() and int(used) >= FULL_SHARE * rate.weight_per_period:
+        elif used.isdecimal() and float(used) >= FULL_SHARE * rate.weight_per_period:
             period_us = round(rate.period_s * MICRO)
             answer = await ask(SCRIPT, KEY + rate.key, ["period", period_us])
             # Without the server the own clock has to do.
@@ -139,7 +142,7 @@ class Throttle:
         if not allowed:
             raise SourceUnavailable(
                 f"the rate limit of {rate.key.partition(':')[0]} leaves room in {wait_s:.1f} s, and the deadline is in "
-                f"{most_s:.1f} s: ask for less at once, or give it longer."
+                f"{most_s:.1f} s: ask for fewer at once, or again later."
             )
         return wait_s
 

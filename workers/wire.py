@@ -15,6 +15,7 @@ import aiohttp.connector
 import redis
 import redis.asyncio
 from aiohttp.tracing import Trace
+from cachetools import LRUCache
 from yarl import URL
 
 from runner.errors import BadAnswer, SourceRefused
@@ -25,6 +26,8 @@ from workers.responses import Request, Response
 
 # Connections of a process, and so its requests at once; answers of the name server; idle connections.
 POOL_SIZE, DNS_CACHE_S, KEEP_ALIVE_S = 100, 300, 60.0
+# Hosts whose state is kept, at about 1 kB each: all providers many times over, and 10 MB at most.
+HOSTS = 10_000
 # For a new connection, one address; everything else is up to `Call`.
 CONNECT = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
 # A dead connection that was kept alive says nothing at all (ccxt #27468): so long without a byte, and another is tried.
@@ -138,7 +141,7 @@ class Wire:
         self.loop, self.pid = asyncio.get_running_loop(), os.getpid()
         self.clock = self.loop.time
         self.counts = Counts()
-        self.limiters: dict[str, Limiter] = {}
+        self.limiters: LRUCache[str, Limiter] = LRUCache(HOSTS)
         self.watched: set[Call] = set()
         self.ticking = False
         self._agent, self._at_once = agent, at_once
@@ -158,7 +161,7 @@ class Wire:
         """
         url, own = call.url, call.request.headers
         for _ in range(1 + addresses.MAX_REDIRECTS):
-            private = call.request.private and url.host == call.url.host
+            private = call.request.private and addresses.same_place(url, call.url)
             if not private:
                 addresses.check_literal(url)
             session = self._sessions.get(private) or self._new_session(private=private)
@@ -226,7 +229,7 @@ class Wire:
                 ttl_dns_cache=DNS_CACHE_S,
                 keepalive_timeout=KEEP_ALIVE_S,
                 enable_cleanup_closed=CLEANUP_CLOSED,
-                resolver=None if private else addresses.PublicResolver(),
+                resolver=addresses.Resolver() if private else addresses.PublicResolver(),
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": self._agent},

@@ -10,7 +10,16 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from runner.errors import SourceRefused
-from workers.addresses import PublicResolver, check_literal, is_public, next_hop, same_origin, shown
+from workers.addresses import (
+    PublicResolver,
+    Resolver,
+    check_literal,
+    is_public,
+    next_hop,
+    same_origin,
+    same_place,
+    shown,
+)
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
@@ -75,6 +84,28 @@ def test_a_name_of_this_machine_is_refused_whatever_its_spelling(name: str) -> N
         asyncio.run(main())
 
 
+@pytest.mark.parametrize("kind", [Resolver, PublicResolver])
+@pytest.mark.parametrize("name", ["a..b", "...", "a" * 70, "a" * 70 + ".com"])
+def test_a_name_that_no_host_can_have_is_unknown_like_any_other(kind: type[Resolver], name: str) -> None:
+    async def main() -> None:
+        resolver = kind()
+        try:
+            await resolver.resolve(name, 80, socket.AF_UNSPEC)
+        finally:
+            await resolver.close()
+
+    with pytest.raises(socket.gaierror, match="no host can have"):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("host", ["xn--", "xn--a.com", "xn--zzzzzz-.com"])
+def test_a_name_that_cannot_be_decoded_needs_no_decoding(host: str) -> None:
+    url = next_hop(URL("https://api.example.com/a"), f"https://{host}/b")
+    check_literal(url)
+    assert shown(url) == f"https://{host}/b"
+    assert same_origin(url, URL(f"https://{host}/c"))
+
+
 class Answering(AbstractResolver):
     """A name server's answers, of which a test cannot have real ones."""
 
@@ -129,6 +160,15 @@ def test_headers_stay_with_the_host_and_port_they_were_meant_for() -> None:
     assert same_origin(URL("http://api.example.com/a"), here)
     assert not same_origin(here, URL("https://api.example.com:8443/a"))
     assert not same_origin(here, URL("https://cdn.example.com/a"))
+
+
+def test_another_port_is_another_place() -> None:
+    here = URL("http://10.0.0.1:8080/a")
+    assert same_place(here, URL("http://10.0.0.1:8080/b?c"))
+    assert not same_place(here, URL("http://10.0.0.1:6379/a"))
+    assert not same_place(here, URL("http://10.0.0.1/a"))
+    assert not same_place(here, URL("http://10.0.0.2:8080/a"))
+    assert not same_place(URL("http://10.0.0.1/"), URL("https://10.0.0.1/"))
 
 
 def test_what_is_shown_has_neither_query_nor_user() -> None:

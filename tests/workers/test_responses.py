@@ -44,7 +44,14 @@ def test_an_answer_is_fresh_for_its_ttl_and_then_stale() -> None:
 
 @pytest.mark.parametrize(
     ("told", "fresh_s"),
-    [("max-age=60", 60), ("public, MAX-AGE=60", 60), ("max-age=900", 300), ("no-cache", 0), ("max-age=0", 0)],
+    [
+        ("max-age=60", 60),
+        ("public, MAX-AGE=60", 60),
+        ("max-age=900", 300),
+        ("max-age=" + "9" * 5000, 300),  # more digits than int() takes
+        ("no-cache", 0),
+        ("max-age=0", 0),
+    ],
 )
 def test_the_server_may_shorten_it(told: str, fresh_s: int) -> None:
     answers, clock, key = kept(answer(Cache_Control=told))
@@ -59,6 +66,13 @@ def test_the_server_may_shorten_it(told: str, fresh_s: int) -> None:
 def test_the_time_it_spent_in_other_caches_counts() -> None:
     answers, clock, key = kept(answer(Cache_Control="max-age=60", Age="50"))
     clock.now += 10
+    entry = answers.find(key)
+    assert entry is not None
+    assert not answers.fresh(entry)
+
+
+def test_an_age_beyond_all_counting_is_older_than_any_max_age() -> None:
+    answers, _, key = kept(answer(Cache_Control="max-age=60", Age="9" * 5000))
     entry = answers.find(key)
     assert entry is not None
     assert not answers.fresh(entry)

@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import pytest
 
-from workers.retry import BUDGET_FLOOR, MOST_S, Budget, backoff_s, failed, retry_after_s
+from workers.retry import BUDGET_FLOOR, LONGEST_BAN_S, MOST_S, Budget, backoff_s, failed, retry_after_s
 
 NOW_S = 1_800_000_000.0
 
@@ -37,7 +37,7 @@ def test_backoff_is_spread_over_all_of_a_span_that_doubles_up_to_a_cap(retry: in
         ("0", 0.0),
         ("120", 120.0),
         (" 1.5 ", 1.5),
-        ("-3", 0.0),
+        ("-3", None),
         (formatdate(NOW_S + 90, usegmt=True), 90.0),
         (formatdate(NOW_S - 90, usegmt=True), 0.0),
         (None, None),
@@ -45,6 +45,13 @@ def test_backoff_is_spread_over_all_of_a_span_that_doubles_up_to_a_cap(retry: in
         ("soon", None),
         ("nan", None),
         ("inf", None),
+        ("1e300", None),
+        ("1e308", None),
+        ("Fri, 31 Dec 99999999999999999999 00:00:00 GMT", None),
+        ("Fri, 31 Dec 9999 00:00:00 +99999999999999999999", None),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_BAN_S),
+        ("9" * 20, LONGEST_BAN_S),
+        ("9" * 5000, LONGEST_BAN_S),
     ],
 )
 def test_retry_after_is_read_as_seconds_and_as_date(header: str | None, seconds: float | None) -> None:

@@ -250,17 +250,39 @@ def test_a_server_that_dies_meanwhile_fails_no_request(server: Server, tmp_path:
 
 
 def test_retries_stay_within_their_budget(server: Server) -> None:
-    server.plan(*[status(503)] * 1000)
+    server.plan(*[None] * 40, *[status(500)] * 1000)
 
     async def use(client: HttpClient) -> dict[str, int]:
-        await client.get_many([Request(f"{server.base}/x", private=True, cache_ttl_s=0)] * 19)
+        request = Request(f"{server.base}/x", private=True, cache_ttl_s=0)
+        assert all(isinstance(answer, Response) for answer in await client.get_many([request] * 40))
+        errors = await client.get_many([request] * 20)
+        assert all("needed too many retries" in str(error) for error in errors)
         return client.stats()
 
-    # With three retries each it would be 76: ten retries are the floor, and twenty failed attempts open the breaker.
-    stats = with_client(use)
-    assert stats["http_retries"] <= 10
-    assert server.calls == stats["http_attempts"] <= 29
-    assert stats["http_retries_refused"] + stats["http_breaker_refused"] > 0
+    # Of sixty requests, forty of them good so that the breaker keeps out of it, ten may be made again: the floor.
+    stats = with_client(use, Limits(retries=100, backoff_s=0.005))
+    assert (stats["http_retries"], stats["http_retries_refused"], stats["http_breaker_refused"]) == (10, 20, 0)
+    assert server.calls == stats["http_attempts"] == 40 + 20 + 10
+
+
+def test_the_hosts_used_last_are_remembered_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.session.HOSTS", 2)
+    monkeypatch.setattr("workers.wire.HOSTS", 2)
+    first, other, third = Server(), Server(), Server()
+
+    async def use(client: HttpClient) -> None:
+        await asyncio.gather(*(fetch(first, client) for _ in range(20)), return_exceptions=True)
+        for server in (other, third):
+            with pytest.raises(SourceUnavailable, match="is not asked"):  # its open breaker is remembered
+                await fetch(first, client)
+            assert (await fetch(server, client)).status == 200
+        kept = {server.base.removeprefix("http://") for server in (first, third)}
+        assert set(client._hosts) == set(client._wire().limiters) == kept
+
+    with serving(first.app) as first.base, serving(other.app) as other.base, serving(third.app) as third.base:
+        first.plan(*[status(500)] * 20)
+        with_client(use, ONE_TRY)
+    assert first.calls == 20
 
 
 def test_counters_only_grow_and_are_whole_numbers(server: Server) -> None:
