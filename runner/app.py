@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 from celery import Celery
 from kombu import Queue
+from kombu.exceptions import OperationalError
 
-from runner import settings
+from runner import settings, transport
 from runner.errors import SettingsError
 from runner.signing import seal
+
+logger = logging.getLogger(__name__)
 
 QUEUE_BACKTEST = "backtest"
 QUEUE_FETCH = "fetch"
@@ -32,7 +36,7 @@ TRANSPORT_OPTIONS: dict[str, Any] = {
     "unacked_restore_interval": 5,
     "unacked_restore_throttle": 1,
     "unacked_mutex_expire": 10,
-    "socket_timeout": 10,
+    "socket_timeout": 5,
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
     "health_check_interval": 5,
@@ -46,9 +50,15 @@ PUBLISH_RETRY = {"max_retries": 5, "interval_start": 0.1, "interval_step": 0.3, 
 
 
 def make_app(url: str) -> Celery:
-    """An application bound to one server. Importing or making it connects to nothing."""
-    app = Celery("runner", broker=url, set_as_current=False)
+    """An application bound to one server. Importing or making it connects to nothing.
+
+    Raises:
+        VersionMismatch: the kombu that is installed is not the one that recovery was written for.
+    """
+    transport.check_version()
+    app = Celery("runner", amqp="runner.transport:AMQP", set_as_current=False)
     app.conf.update(
+        **transport.broker_settings(url),
         task_acks_late=True,
         task_reject_on_worker_lost=True,  # a killed child's chunk is redelivered at once
         worker_prefetch_multiplier=1,
@@ -58,6 +68,8 @@ def make_app(url: str) -> Celery:
         visibility_timeout=TRANSPORT_OPTIONS["visibility_timeout"],
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A server that is full, read-only or out of disk answers with an error: the main process connects again.
+        broker_channel_error_retry=True,
         task_ignore_result=True,  # outcomes are in the ledger; there is no result backend
         task_serializer="json",
         accept_content=["json"],
@@ -79,18 +91,24 @@ def make_app(url: str) -> Celery:
 
 
 def publish_chunk(app: Celery, secret: str, batch: str, start: int, *, queue: str, priority: str) -> None:
-    """Say to the workers: look at the ledger, this chunk is yours. Its id names the chunk, the same each time."""
+    """Say to the workers: look at the ledger, this chunk is yours. Its id names the chunk, the same each time.
+
+    One that cannot be sent is not an error but a warning: the reconciler finds the chunk without a message.
+    """
     task, task_id = TASKS[queue], f"{batch}:{start}"
     envelope = seal(secret, task=task, task_id=task_id, now_s=time.time(), body={"batch": batch, "start": start})
-    app.send_task(
-        task,
-        args=[envelope],
-        task_id=task_id,
-        queue=queue,
-        priority=PRIORITIES[priority],
-        argsrepr=f"({batch}, from {ITEMS[queue]} {start:,})",
-        ignore_result=True,
-    )
+    try:
+        app.send_task(
+            task,
+            args=[envelope],
+            task_id=task_id,
+            queue=queue,
+            priority=PRIORITIES[priority],
+            argsrepr=f"({batch}, from {ITEMS[queue]} {start:,})",
+            ignore_result=True,
+        )
+    except OperationalError as error:
+        logger.warning("%s: no message for chunk %d, the workers send it again within seconds: %s", batch, start, error)
 
 
 def queue_keys(queue: str) -> list[str]:

@@ -127,14 +127,18 @@ def worker(
         int | None, typer.Option(help="Backtests at a time, one a core; of fetch its threads, 8.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Its name; made when not given.")] = None,
+    grace: Annotated[
+        int | None, typer.Option(help="Seconds to finish what runs when told to stop, 20; the rest is handed back.")
+    ] = None,
 ) -> None:
-    """Run one more worker of the deployment at RUNNER_URL, or of the stack that runs here."""
+    """Run one more worker of RUNNER_URL, or of the stack that runs here, and start it again should it die."""
     from runner import stack
 
     url, secret = stack.deployment()
-    command = [sys.executable, "-m", "workers", "--queues", queues]
+    command = [sys.executable, "-m", "workers.keeper", "--queues", queues]
     command += ["--concurrency", str(concurrency)] if concurrency is not None else []
     command += ["--name", name] if name is not None else []
+    command += ["--grace", str(grace)] if grace is not None else []
     _become(command, {**os.environ, "RUNNER_URL": url, "RUNNER_SECRET": secret})
 
 

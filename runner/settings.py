@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from runner import signing
 from runner.errors import SettingsError
 
 
@@ -29,7 +31,8 @@ class Settings(BaseSettings):
 
     Attributes:
         url: the server that holds queue and ledger, ``redis://:password@host:port/db`` (also rediss://, unix://).
-        secret: signs every message and all code; the same on clients and workers.
+        secret: signs every message and all code; the same on clients and workers. While it is being replaced,
+            two with a comma between them: the first signs, both are accepted (docs/security.md).
         cache_url: a server of its own for the cache; None shares ``url``.
         home: where a local stack keeps its state.
         contact: an address or page at which providers of data can reach you; part of the User-Agent.
@@ -84,18 +87,22 @@ MIN_SECRET_CHARS = 16
 
 
 def check_secret(secret: str) -> str:
-    """The secret itself, or SettingsError when it is too short to keep anyone out."""
-    if len(secret) < MIN_SECRET_CHARS:
-        raise SettingsError(
-            f"the secret has {len(secret)} characters: expected at least {MIN_SECRET_CHARS}; "
-            'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
-        )
+    """The secret itself, or SettingsError when it, or one of several with commas between them, keeps nobody out."""
+    for key in signing.keys(secret):
+        if len(key) < MIN_SECRET_CHARS:
+            raise SettingsError(
+                f"the secret has {len(key)} characters: expected at least {MIN_SECRET_CHARS}, also of each when there "
+                "are several with commas between them; "
+                'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+            )
     return secret
 
 
 def starred(url: str) -> str:
-    """The URL with its password replaced by stars, for messages and reprs."""
+    """The URL with its passwords replaced by stars, for messages and reprs."""
     parts = urlsplit(url)
-    if not parts.password:
-        return url
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+    name, at, host = parts.netloc.rpartition("@")
+    user, colon, _ = name.partition(":")
+    # redis-py also takes ?password=...&ssl_password=...
+    query = re.sub(r"(password=)[^&]*", r"\1***", parts.query, flags=re.IGNORECASE)
+    return parts._replace(netloc=f"{user}{colon}***{at}{host}" if colon else parts.netloc, query=query).geturl()

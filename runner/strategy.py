@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import sys
 import sysconfig
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -25,6 +26,10 @@ Strategy = Callable[..., Any]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 # Ours are on every worker, also where they are installed in editable mode.
 OWN_PACKAGES = frozenset({"runner", "workers", "tasks"})
+STRATEGIES = "runner.strategies"
+# What the first parameter of a strategy is called. Of 64,447 functions in the packages that this project installs with
+# its tests none is written so: a path leads to no function that does something else (docs/security.md).
+FIRST_PARAMETER = "bars"
 # cloudpickle's registry of modules taken by value belongs to the whole process.
 _registry = threading.Lock()
 
@@ -35,7 +40,7 @@ class StrategyRef:
 
     Attributes:
         name: what people call it.
-        path: ``module:function`` for code that an installed package holds, None for code that travels by value.
+        path: ``module:function`` for a strategy that an installed package holds, None for what travels by value.
         digest: SHA-256 of the bytes that travel, or of the source file behind ``path``: code is never stale.
         python: minor version that pickled the bytes; another one cannot load them.
     """
@@ -68,7 +73,7 @@ def ship(strategy: Strategy) -> tuple[StrategyRef, bytes | None]:
     name = strategy_name(strategy)
     path = _installed_path(strategy)
     if path is not None:
-        return StrategyRef(name, path, _source_digest(path), PYTHON), None
+        return StrategyRef(name, path, _named(path)[1], PYTHON), None
     payload = dump_by_value(strategy)
     return StrategyRef(name, None, hashlib.sha256(payload).hexdigest(), PYTHON), payload
 
@@ -78,10 +83,11 @@ def resolve(ref: StrategyRef, payload: bytes | None) -> Strategy:
 
     Raises:
         VersionMismatch: the bytes were pickled by another Python minor version.
-        StrategyError: the package is missing here, or holds other code than the client's.
+        StrategyError: the package is missing here, or holds other code than the client's, or the path leads to
+            something that is no strategy.
     """
     if ref.path is not None:
-        return _resolve_path(ref, ref.path)
+        return _resolve_path(ref.path, ref.digest)
     if ref.python != PYTHON:
         raise VersionMismatch(
             f"strategy {ref.name!r} was sent by Python {ref.python}; this worker runs Python {PYTHON}. "
@@ -219,39 +225,88 @@ def _is_installed(file: str) -> bool:
 
 
 def _installed_path(strategy: Strategy) -> str | None:
-    module_name = getattr(strategy, "__module__", None)
-    qualified = getattr(strategy, "__qualname__", None)
-    if not inspect.isfunction(strategy) or not module_name or not qualified or "<" in qualified:
+    """``module:function`` when a worker would accept it, else None: then it travels signed, if only as a name."""
+    if not inspect.isfunction(strategy):
         return None
-    module = sys.modules.get(module_name)
-    if module is None or module_name == "__main__" or _is_local(module_name, module):
-        return None
+    path = f"{strategy.__module__}:{strategy.__qualname__}"
     try:
-        found: Any = functools.reduce(getattr, qualified.split("."), module)
-    except AttributeError:
+        return path if _named(path)[0] is strategy else None
+    except (ImportError, StrategyError):
         return None
-    return f"{module_name}:{qualified}" if found is strategy and getattr(module, "__file__", None) else None
 
 
-@functools.cache  # of the first use: a package upgraded on disk later is not what this process runs
-def _source_digest(path: str) -> str:
-    module = importlib.import_module(path.partition(":")[0])
-    return hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
-
-
-def _resolve_path(ref: StrategyRef, path: str) -> Strategy:
+def _resolve_path(path: str, digest: str) -> Strategy:
     try:
-        strategy = load(path)
+        strategy, found = _named(path)
     except ModuleNotFoundError as error:
         raise StrategyError(
             f"{path} needs the package {error.name!r}, which this worker lacks: install it there."
         ) from error
-    if _source_digest(path) != ref.digest:
+    if found != digest:
         raise StrategyError(
             f"{path} is other code on this worker than on the client: install the same version of "
             f"{path.partition('.')[0].partition(':')[0]!r} on both and restart the worker."
         )
     return strategy
+
+
+@functools.cache  # of the first use: a package upgraded on disk later is not what this process runs
+def _named(path: str) -> tuple[Strategy, str]:
+    """The strategy that a path leads to, and the SHA-256 of its source. Nothing is imported that holds no strategy.
+
+    Raises:
+        ModuleNotFoundError: there is no such module, or it needs one that is missing.
+        StrategyError: it is not in an installed package, or not written as a strategy.
+    """
+    module_name, _, name = path.partition(":")
+    file = _file_of(module_name)
+    source = file.read_bytes() if module_name == STRATEGIES or _in_a_package(file) else b""
+    if not _defines(source, name):
+        raise StrategyError(
+            f"{path} is no strategy by its name: expected `def {name or 'f'}({FIRST_PARAMETER}, ...)` at the top level "
+            f"of a module of an installed package, or one of {STRATEGIES}. Pass the function itself: then it "
+            "travels signed."
+        )
+    module = importlib.import_module(module_name)
+    strategy = getattr(module, name)
+    if not inspect.isfunction(strategy) or strategy.__module__ != module_name:
+        raise StrategyError(f"{path} is a {type(strategy).__name__}, not the function that its source defines.")
+    return strategy, hashlib.sha256(source).hexdigest()
+
+
+def _file_of(module_name: str) -> Path:
+    """Where a module's source is, found without running any of it; ModuleNotFoundError when nowhere."""
+    if module_name == STRATEGIES:  # perhaps an editable install, which only its own finder knows
+        return Path(__file__).with_name("strategies.py")
+    top = module_name.partition(".")[0]
+    folders: list[str] | None = None
+    file = ""
+    for end in _ends(module_name):
+        spec = PathFinder.find_spec(module_name[:end], folders)
+        if spec is None and top not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"no module {module_name!r}", name=top)
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        file = (spec.origin or "") if spec else ""
+    return Path(file)
+
+
+def _ends(module_name: str) -> list[int]:
+    """Where the names of its packages end in a module's name, and its own."""
+    return [*(at for at, char in enumerate(module_name) if char == "."), len(module_name)]
+
+
+def _in_a_package(file: Path) -> bool:
+    return bool({"site-packages", "dist-packages"} & set(file.resolve().parts))
+
+
+def _defines(source: bytes, name: str) -> bool:
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return False
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    first = [[*node.args.posonlyargs, *node.args.args][:1] for node in functions]
+    return any(argument.arg == FIRST_PARAMETER for arguments in first for argument in arguments)
 
 
 def _functions_of(module_name: str) -> list[str]:

@@ -7,14 +7,15 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 import redis
+from billiard.common import terminate_handler_fired
 
 from runner import outcomes, signing
 from runner.app import QUEUE_BACKTEST
@@ -58,6 +59,7 @@ def _run(held: Resources, batch: str, start: int, stop: int) -> Done:
     seconds, at = 0.0, start
     with _killed_after(CHUNK_BUDGET_S + sweep.run_timeout_s + HARD_LIMIT_GRACE_S):
         while at < stop and seconds < CHUNK_BUDGET_S:
+            chunks.exit_if_told_to()
             part = sweep.parts(at, min(at + PIECE_RUNS, stop))[0]
             ran = _run_part(held, batch, sweep, part, CHUNK_BUDGET_S - seconds)
             errors.update({at + offset: error for offset, error in ran.errors.items()})
@@ -83,12 +85,20 @@ def _run_part(
     try:
         strategy = _strategy(held, sweep.strategy)
         bars = _bars(held, ref if sweep.source is None else _landed(held, batch, sweep.data.index(ref)))
-        points = sweep.space.points(first, last)
+        points = _until_told_to_stop(sweep.space.points(first, last))
         return run_batch(strategy, bars, points, sweep.execution, run_timeout_s=sweep.run_timeout_s, budget_s=budget_s)
     except (SweepNotFound, redis.RedisError):
         raise
     except Exception as error:  # noqa: BLE001 - see above
         return BatchOutcome(_nan_rows(last - first), dict.fromkeys(range(last - first), run_error(error)), 0.0)
+
+
+def _until_told_to_stop(points: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """SIGTERM ends the run that it meets; the next one, which may last minutes, is not begun."""
+    for point in points:
+        if terminate_handler_fired():
+            return
+        yield point
 
 
 def _poisoned(_batch: str, start: int) -> Done:

@@ -37,3 +37,9 @@ def test_the_name_that_is_sent_is_the_name_of_the_task() -> None:
 
     named = {"backtest": backtest.run_chunk.name, "fetch": fetch.fetch_chunk.name}
     assert named == applications.TASKS
+
+
+def test_a_message_that_cannot_be_sent_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with applications.make_app("redis://127.0.0.1:1/0") as app:
+        applications.publish_chunk(app, "s" * 16, "sweep", 7, queue="backtest", priority="normal")
+    assert "sweep: no message for chunk 7" in caplog.text

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import runner
 from runner.store import Ledger
 from runner.strategies import sma_cross
+from tests.faults.helpers import check_whole, command, owners, sweep_of
 from tests.support import ROOT, SECRET, Worker, lives, wait_until
 
 
@@ -45,6 +47,40 @@ def test_a_worker_says_what_it_is(start_worker: Callable[..., Worker], ledger: L
     assert said["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
+def test_a_worker_that_comes_back_under_its_old_name_has_its_past_run_again_at_once(
+    client: runner.Client, ledger: Ledger, url: str, tmp_path: Path
+) -> None:
+    options = ("-m", "workers", "--concurrency", "1", "--name", "fixed")
+    gate = tmp_path / "gate"
+    with command(url, tmp_path, *options) as first:
+        wait_until(lambda: ledger.slots("backtest") == 1, "it is up")
+        sweep = sweep_of(client, 1, gate=gate)
+        wait_until(lambda: owners(ledger, sweep.id) != {}, "the run is in a child")
+        had = owners(ledger, sweep.id)
+        first.kill()
+        first.wait()
+    with command(url, tmp_path, *options):
+        # By redelivery alone that would be the 30 s of the visibility timeout.
+        wait_until(lambda: owners(ledger, sweep.id) not in ({}, had), "it runs again", timeout_s=20)
+        gate.touch()
+        check_whole(sweep, ledger, 1)
+
+
+def test_the_kept_worker_of_the_command_line_is_started_again_and_stops_with_it(
+    ledger: Ledger, url: str, tmp_path: Path
+) -> None:
+    with command(url, tmp_path, "-m", "runner", "worker", "--concurrency", "1") as keeper:
+        wait_until(lambda: ledger.slots("backtest") == 1, "it is up")
+        [before] = ledger.workers()
+        assert before["pid"] != keeper.pid
+        psutil.Process(before["pid"]).kill()
+        wait_until(lambda: any(row["pid"] != before["pid"] for row in ledger.workers()), "another is alive")
+        everything = psutil.Process(keeper.pid).children(recursive=True)
+        keeper.terminate()
+        assert keeper.wait(timeout=20) == 0
+        wait_until(lambda: not any(map(lives, everything)), "its family is gone", timeout_s=5)
+
+
 @pytest.mark.parametrize(
     ("variables", "arguments", "code", "words"),
     [
@@ -59,6 +95,7 @@ def test_a_worker_says_what_it_is(start_worker: Callable[..., Worker], ledger: L
         ({}, ["--queues", "bogus"], 2, "expected backtest or fetch"),
         ({}, ["--queues", "backtest,fetch"], 2, "one worker serves one queue"),
         ({}, ["--concurrency", "0"], 2, "at least 1"),
+        ({}, ["--grace", "soon"], 2, "'soon': expected a whole number"),
     ],
 )
 def test_a_worker_that_cannot_start_says_why(
