@@ -24,10 +24,11 @@ local function tally(worker, counted)
     redis.call('HINCRBY', 'runner:health:' .. worker, what, by)
   end
 end
-local function start_running(id, fields)
+local function start_running(id, fields, token)
   local key = 'runner:batch:' .. id
   redis.call('HSET', key, 'state', 'running', 'started_ms', now, 'next', 0, 'done', 0, 'failed', 0, 'cost_us', 0)
   for name, value in pairs(fields) do redis.call('HSET', key, name, value) end
+  redis.call('HSET', key, 'activated_by', token)
   redis.call('ZREM', expiry, id)
   redis.call('SADD', active, id)
 end
@@ -104,9 +105,8 @@ end
 -- ARGV: batch, json of fields, feeding batch or '', json of its fields, token
 function step.activate()
   if state() ~= 'submitting' then return redis.call('HGET', batch, 'activated_by') == ARGV[6] and 1 or 0 end
-  start_running(ARGV[2], cjson.decode(ARGV[3]))
-  redis.call('HSET', batch, 'activated_by', ARGV[6])
-  if ARGV[4] ~= '' then start_running(ARGV[4], cjson.decode(ARGV[5])) end
+  start_running(ARGV[2], cjson.decode(ARGV[3]), ARGV[6])
+  if ARGV[4] ~= '' then start_running(ARGV[4], cjson.decode(ARGV[5]), ARGV[6]) end
   return 1
 end
 
@@ -124,19 +124,19 @@ function step.top_up()
 end
 
 -- A child takes a chunk.  ARGV: batch, start, me, dead (an owner who is known to be)
--- Returns {what, stop, owner, priority}: what = run | poison | drop | owned
+-- Returns {what, stop, owner, priority, life}: what = run | poison | drop | owned
 function step.begin()
   local start, me = ARGV[3], ARGV[4]
   local entry, how, target = chunk(start), state(), redis.call('HGET', batch, 'feeds')
   if how == 'running' and target and not wants_food(target) then finish('cancelled'); how = 'cancelled' end
-  if not entry or how == 'cancelled' or how == 'done' then return {'drop', 0, '', ''} end
+  if not entry or how == 'cancelled' or how == 'done' then return {'drop', 0, '', '', ''} end
   if how == 'paused' then
     redis.call('HDEL', chunks, start)
     give_back(tonumber(start), entry.stop, entry.suspect)
-    return {'drop', 0, '', ''}
+    return {'drop', 0, '', '', ''}
   end
   if entry.state == 'running' and entry.owner ~= me then
-    if ARGV[5] ~= entry.owner then return {'owned', entry.stop, entry.owner, ''} end
+    if ARGV[5] ~= entry.owner then return {'owned', entry.stop, entry.owner, '', ''} end
     entry.deaths = entry.deaths + 1
     count('tasks_lost')
   end
@@ -150,7 +150,8 @@ function step.begin()
   local poison = runs == 1 and entry.deaths >= 2
   entry.state, entry.owner, entry.at = 'running', me, now
   keep(start, entry)
-  return {poison and 'poison' or 'run', entry.stop, '', redis.call('HGET', batch, 'priority')}
+  return {poison and 'poison' or 'run', entry.stop, '', redis.call('HGET', batch, 'priority'),
+    redis.call('HGET', batch, 'activated_by')}
 end
 
 -- First commit wins.

@@ -80,7 +80,7 @@ def connect(url: str) -> redis.Redis:
     retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=8)
     errors: list[type[Exception]] = [redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError]
     return redis.Redis.from_url(
-        url, socket_timeout=10, socket_connect_timeout=5, health_check_interval=15, retry=retry, retry_on_error=errors
+        url, socket_timeout=5, socket_connect_timeout=5, health_check_interval=15, retry=retry, retry_on_error=errors
     )
 
 
@@ -118,12 +118,14 @@ class Begun:
         stop: the chunk's last run + 1.
         owner: who has it, when it is owned.
         priority: of the batch, for the message of the chunk after it.
+        life: of the batch, unlike that of an earlier one that bore its name.
     """
 
     what: str
     stop: int
     owner: str
     priority: str
+    life: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,8 +317,8 @@ class Ledger:
 
     def begin(self, batch: str, start: int, owner: str, dead_owner: str = "") -> Begun:
         """Take a chunk, or learn why not; ``dead_owner`` is one whom the caller knows to be dead."""
-        what, stop, other, priority = self._step("begin", batch, start, owner, dead_owner)
-        return Begun(what.decode(), int(stop), other.decode(), priority.decode())
+        what, stop, other, priority, life = self._step("begin", batch, start, owner, dead_owner)
+        return Begun(what.decode(), int(stop), other.decode(), priority.decode(), life.decode())
 
     def commit(
         self,

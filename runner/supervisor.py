@@ -26,6 +26,8 @@ TICK_S = 0.2
 LOG_CHECK_S = 10.0
 # Another program may take a port between the moment it was found free and the moment the server binds it.
 PORT_TRIES = 5
+# `runner down` and Ctrl-C are waited for; a run that takes longer is handed back.
+WORKER_GRACE_S = 5
 # As workers.__main__ takes by default: what bounds requests is the HTTP client, not these.
 FETCH_THREADS = 8
 
@@ -187,7 +189,8 @@ class Supervisor:
         command = [sys.executable, "-m", "workers", "--queues", queue, "--concurrency", str(concurrency)]
         command += ["--name", f"{'local' if queue == QUEUE_BACKTEST else 'fetch'}-{os.getpid()}"]
         environment = dict(os.environ) | {"RUNNER_URL": self._url, "RUNNER_SECRET": self._secret}
-        worker = self._child(name, command, environment, grace_s=10)
+        command += ["--grace", str(WORKER_GRACE_S)]
+        worker = self._child(name, command, environment, grace_s=2 * WORKER_GRACE_S)
         worker.start()
         self._save(ready=False)
         return worker

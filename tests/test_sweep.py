@@ -338,3 +338,23 @@ def test_code_that_cannot_be_loaded_on_the_worker_makes_rows_that_say_so(team: C
     result = team.sweep(fresh, SP500, runner.grid(n=range(20))).result(timeout=60, progress=False)
     assert result.errors["kind"].to_list() == ["SignatureError"] * 20
     team._ledger.server.delete(key)
+
+
+def test_a_name_that_is_taken_again_never_runs_what_it_named_before(team: Client) -> None:
+    first = team.sweep(cross, SP500, GRID, name="again").result(timeout=60, progress=False)
+    team._ledger.remove("again")
+    flat = team.sweep("runner.strategies:buy_and_hold", SP500, runner.grid(), name="again").result(
+        timeout=60, progress=False
+    )
+    assert len(first) == len(GRID)
+    check_equal(flat, runner.sweep("runner.strategies:buy_and_hold", SP500, runner.grid(), progress=False).frame)
+
+
+def test_prices_that_are_gone_from_the_server_are_rows_that_say_so(team: Client) -> None:
+    prices = SP500[: 1000 + int(__import__("time").time()) % 1000]
+    sweep = team.sweep(cross, prices, GRID)
+    sweep.pause()
+    team._ledger.server.delete(f"runner:data:{prices.digest}")
+    sweep.resume()
+    kinds = set(sweep.result(timeout=60, progress=False).errors["kind"])
+    assert kinds <= {"BrokerError"}

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,11 +23,11 @@ from runner.app import QUEUE_BACKTEST
 from runner.bars import Bars, DataRef, sample_data
 from runner.engine.batch import BatchOutcome, RunError, run_batch, run_error
 from runner.engine.metrics import METRICS
-from runner.errors import SweepNotFound
+from runner.errors import BrokerError, SweepNotFound
 from runner.fetching import error_of
 from runner.outcomes import Outcome
 from runner.spec import Execution, Sweep
-from runner.store import CHUNK_BUDGET_S, HARD_LIMIT_GRACE_S
+from runner.store import CHUNK_BUDGET_S, HARD_LIMIT_GRACE_S, Begun
 from runner.strategies import sma_cross
 from runner.strategy import Strategy, StrategyRef, resolve
 from workers import chunks
@@ -51,17 +52,18 @@ def run_chunk(held: Resources, batch: str, start: int, worker: str) -> list[Foll
     return chunks.run_chunk(held, job, batch, start)
 
 
-def _run(held: Resources, batch: str, start: int, stop: int) -> Done:
+def _run(held: Resources, batch: str, start: int, begun: Begun) -> Done:
     """As many of the runs as fit into the budget, at least one."""
-    sweep = _sweep(held, batch)
+    life = _Life(batch, begun.life)
+    sweep = _sweep(held, life)
     columns: list[np.ndarray] = []
     errors: dict[int, RunError] = {}
     seconds, at = 0.0, start
     with _killed_after(CHUNK_BUDGET_S + sweep.run_timeout_s + HARD_LIMIT_GRACE_S):
-        while at < stop and seconds < CHUNK_BUDGET_S:
+        while at < begun.stop and seconds < CHUNK_BUDGET_S:
             chunks.exit_if_told_to()
-            part = sweep.parts(at, min(at + PIECE_RUNS, stop))[0]
-            ran = _run_part(held, batch, sweep, part, CHUNK_BUDGET_S - seconds)
+            part = sweep.parts(at, min(at + PIECE_RUNS, begun.stop))[0]
+            ran = _run_part(held, life, sweep, part, CHUNK_BUDGET_S - seconds)
             errors.update({at + offset: error for offset, error in ran.errors.items()})
             columns.append(ran.metrics.T)
             seconds += ran.seconds
@@ -74,7 +76,7 @@ def _done(outcome: Outcome, seconds: float) -> Done:
 
 
 def _run_part(
-    held: Resources, batch: str, sweep: Sweep, part: tuple[DataRef, int, int], budget_s: float
+    held: Resources, life: _Life, sweep: Sweep, part: tuple[DataRef, int, int], budget_s: float
 ) -> BatchOutcome:
     """Points first..last-1 on one symbol.
 
@@ -84,7 +86,7 @@ def _run_part(
     ref, first, last = part
     try:
         strategy = _strategy(held, sweep.strategy)
-        bars = _bars(held, ref if sweep.source is None else _landed(held, batch, sweep.data.index(ref)))
+        bars = _bars(held, ref if sweep.source is None else _landed(held, life, sweep.data.index(ref)))
         points = _until_told_to_stop(sweep.space.points(first, last))
         return run_batch(strategy, bars, points, sweep.execution, run_timeout_s=sweep.run_timeout_s, budget_s=budget_s)
     except (SweepNotFound, redis.RedisError):
@@ -113,9 +115,23 @@ def _nan_rows(n: int) -> np.ndarray:
     return np.full((n, len(METRICS)), np.nan)
 
 
-def _sweep(held: Resources, batch: str) -> Sweep:
-    sweep = held.cache.get(f"batch:{batch}", lambda: held.ledger.spec(batch), Sweep.from_json)
-    return _found(sweep, f"sweep {batch!r}")
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """One batch of a name. A removed batch's name may be taken again, and this process may remember the first."""
+
+    name: str
+    token: str
+
+    def key(self, what: str) -> str:
+        """The cache's key for what this very batch has."""
+        return f"{what}:{self.name}:{self.token}"
+
+
+def _sweep(held: Resources, life: _Life) -> Sweep:
+    sweep = held.cache.get(life.key("batch"), lambda: held.ledger.spec(life.name), Sweep.from_json)
+    if sweep is None:
+        raise SweepNotFound(f"sweep {life.name!r} is no longer on the server.")
+    return sweep
 
 
 def _strategy(held: Resources, ref: StrategyRef) -> Strategy:
@@ -134,9 +150,9 @@ def _bars(held: Resources, ref: DataRef) -> Bars:
     return _found(bars, f"prices of {ref.symbol!r}")
 
 
-def _landed(held: Resources, batch: str, item: int) -> DataRef:
+def _landed(held: Resources, life: _Life, item: int) -> DataRef:
     """What the sweep's fetch brought for symbol ``item``, or its error."""
-    found = held.cache.get(f"landed:{batch}:{item}", lambda: held.ledger.landed(batch, item), json.loads)
+    found = held.cache.get(life.key(f"landed:{item}"), lambda: held.ledger.landed(life.name, item), json.loads)
     landed = _found(found, f"outcome of the fetch of symbol {item}")
     if "error" in landed:
         raise error_of(landed["error"])
@@ -144,8 +160,9 @@ def _landed(held: Resources, batch: str, item: int) -> DataRef:
 
 
 def _found(value: T | None, what: str) -> T:
+    """The value; its absence is an error of the runs that need it. Whether the sweep is gone too, the commit tells."""
     if value is None:
-        raise SweepNotFound(f"the {what} is no longer on the server.")
+        raise BrokerError(f"the {what} is no longer on the server: submit the sweep again.")
     return value
 
 

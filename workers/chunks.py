@@ -58,14 +58,14 @@ class Job:
         queue: where they come from.
         owner: whoever does this one; unlike anyone else, "WORKER/..." .
         died: whether another owner is known to be dead; of other hosts only their heartbeat tells.
-        run: items start..stop-1, as many as fit into the time of a chunk, at least one.
+        run: items from start on, to ``begun.stop`` or as many as fit into the time of a chunk, at least one.
         poisoned: the one item at start, which has killed whoever did it, twice.
     """
 
     queue: str
     owner: str
     died: Callable[[str], bool]
-    run: Callable[[str, int, int], Done]
+    run: Callable[[str, int, Begun], Done]
     poisoned: Callable[[str, int], Done]
 
 
@@ -100,7 +100,7 @@ def run_chunk(held: Resources, job: Job, batch: str, start: int) -> list[Followi
 
 
 def _run_and_commit(held: Resources, job: Job, batch: str, start: int, begun: Begun) -> list[Following]:
-    done = job.poisoned(batch, start) if begun.what == "poison" else job.run(batch, start, begun.stop)
+    done = job.poisoned(batch, start) if begun.what == "poison" else job.run(batch, start, begun)
     exit_if_told_to()
     held.tally.add("tasks_ok")
     counters = held.tally.take()

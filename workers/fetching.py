@@ -16,7 +16,7 @@ import redis
 from runner.app import QUEUE_BACKTEST, QUEUE_FETCH
 from runner.errors import RunnerError, SweepNotFound
 from runner.source import Source
-from runner.store import CHUNK_BUDGET_S
+from runner.store import CHUNK_BUDGET_S, Begun
 from workers import chunks
 from workers.cache import Closed, Entry
 from workers.chunks import Done, Following, Job
@@ -44,14 +44,14 @@ def run_chunk(held: Resources, batch: str, start: int, worker: str) -> list[Foll
     return following + (_opened(held, sweep) if sweep else [])
 
 
-def _run(held: Resources, sweep: str, batch: str, start: int, stop: int) -> Done:
+def _run(held: Resources, sweep: str, batch: str, start: int, begun: Begun) -> Done:
     """As many of the symbols as fit into the budget, at least one. Their prices are kept for the sweep, if any."""
     wanted = _source(held, batch)
     began = time.monotonic()
     landed: list[dict[str, Any]] = []
-    while start + len(landed) < stop and time.monotonic() - began < CHUNK_BUDGET_S:
+    while start + len(landed) < begun.stop and time.monotonic() - began < CHUNK_BUDGET_S:
         at = start + len(landed)
-        landed += _fetch(held, sweep or batch, wanted, wanted.symbols[at : min(at + SYMBOLS_AT_ONCE, stop)])
+        landed += _fetch(held, sweep or batch, wanted, wanted.symbols[at : min(at + SYMBOLS_AT_ONCE, begun.stop)])
     # Of symbols side by side none took the time of all: a chunk that is short for want of symbols looked dear, and the
     # next one would be shorter still.
     places = SYMBOLS_AT_ONCE * math.ceil(len(landed) / SYMBOLS_AT_ONCE)

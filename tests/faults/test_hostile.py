@@ -185,12 +185,14 @@ def test_messages_replayed_while_their_sweep_runs_and_afterwards_repeat_no_run(t
     space = runner.grid(n=range(2, 202))
     sweep = target.client.sweep(slow, SP500, space, name=f"replayed-{secrets.token_hex(4)}")
     seen: set[bytes] = set()
+    after = b"0"
     while not sweep.progress().ended:
         unacked = [json.dumps(json.loads(entry)[0]).encode() for entry in target.server.hvals("unacked")]
         seen |= {*unacked, *(message for key in LISTS for message in target.server.lrange(key, 0, -1))}
         for message in seen:
             target.server.lpush("backtest:3", message)
-        time.sleep(0.05)
+        for event in target.ledger.events(sweep.id, after, 0.05):
+            after = event.id
     assert seen
     for message in seen:
         target.server.lpush("backtest:3", *[message] * 20)
