@@ -17,7 +17,7 @@ from runner.errors import BrokerError, BrokerUnreachable, InputError, SettingsEr
 from runner.handle import SweepHandle
 from runner.plan import Plan, make_plan
 from runner.pulse import Health
-from runner.signing import sign_code, verify_code
+from runner.signing import sign_code, sign_spec, verify_code, verify_spec
 from runner.source import Adjust, Option, Source
 from runner.spec import RUN_TIMEOUT_S, Execution, Sweep
 from runner.store import Work, feeding
@@ -203,7 +203,8 @@ class Client:
         batch = _made_name(f"fetch-{source}", wanted.symbols)
         self._ledger.reserve(batch)
         try:
-            self._ledger.activate(batch, _fetch_work(wanted, "normal"))
+            spec = sign_spec(self._secret, batch, json.dumps(wanted.to_wire()))
+            self._ledger.activate(batch, _fetch_work(wanted, spec, "normal"))
             self._fill_window(batch, QUEUE_FETCH, "normal")
             fetched = fetching.collect(self._ledger, batch, wanted, progress=progress, timeout_s=timeout)
         finally:
@@ -219,7 +220,7 @@ class Client:
         """The sweep of that name, submitted from another notebook or on another day. Raises SweepNotFound."""
         if self._ledger.route(name)[0] != QUEUE_BACKTEST:
             raise SweepNotFound(f"{name!r} is a fetch, which ends with the client that made it: no sweep.")
-        handle = self._handle(name, Sweep.from_json(self._ledger.spec(name)), None)
+        handle = self._handle(name, Sweep.from_json(verify_spec(self._secret, name, self._ledger.spec(name))), None)
         handle.progress()
         return handle
 
@@ -244,8 +245,10 @@ class Client:
                     self._ledger.put("data", bars.digest, bars.to_bytes(), batch)
             feeder = None
             if plan.source is not None:
-                feeder = _fetch_work(plan.source, priority, feeds=batch, points=len(plan.space))
-            self._ledger.activate(batch, _sweep_work(sweep, priority), feeder)
+                fetch = sign_spec(self._secret, feeding(batch), json.dumps(plan.source.to_wire()))
+                feeder = _fetch_work(plan.source, fetch, priority, feeds=batch, points=len(plan.space))
+            spec = sign_spec(self._secret, batch, sweep.to_json())
+            self._ledger.activate(batch, _sweep_work(sweep, spec, priority), feeder)
         except BaseException:
             self._ledger.remove(batch)
             raise
@@ -311,9 +314,9 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _sweep_work(sweep: Sweep, priority: str) -> Work:
+def _sweep_work(sweep: Sweep, spec: str, priority: str) -> Work:
     return Work(
-        spec=sweep.to_json(),
+        spec=spec,
         total=len(sweep),
         queue=QUEUE_BACKTEST,
         limit_s=store.CHUNK_BUDGET_S + sweep.run_timeout_s + 2 * store.HARD_LIMIT_GRACE_S,
@@ -322,9 +325,9 @@ def _sweep_work(sweep: Sweep, priority: str) -> Work:
     )
 
 
-def _fetch_work(source: Source, priority: str, *, feeds: str = "", points: int = 0) -> Work:
+def _fetch_work(source: Source, spec: str, priority: str, *, feeds: str = "", points: int = 0) -> Work:
     return Work(
-        spec=json.dumps(source.to_wire()),
+        spec=spec,
         total=len(source),
         queue=QUEUE_FETCH,
         limit_s=store.CHUNK_BUDGET_S + store.SYMBOL_TIMEOUT_S + 2 * store.HARD_LIMIT_GRACE_S,

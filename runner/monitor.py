@@ -21,7 +21,7 @@ MAX_TASKS = 10_000
 
 def command() -> list[str]:
     """What starts it, given `environment`."""
-    return [sys.executable, "-m", "celery", "-q", "-A", "runner.app:app", "flower"]
+    return [sys.executable, "-m", "runner.monitor"]
 
 
 def password(secret: str) -> str:
@@ -64,6 +64,18 @@ def serves_metrics(port: int, *, host: str = "127.0.0.1") -> bool:
     return _status(host, port, {}, "/metrics") == http.HTTPStatus.OK
 
 
+def main() -> None:
+    """Flower, in this process, with /metrics and /healthcheck behind its login too: they name tasks and workers."""
+    from celery.__main__ import main as celery
+    from flower.views import monitor as pages  # type: ignore[import-untyped]  # Flower has no types
+    from tornado.web import authenticated
+
+    for page in (pages.Metrics, pages.Healthcheck):
+        page.get = authenticated(page.get)
+    sys.argv[1:] = ["-q", "-A", "runner.app:app", "flower"]
+    celery()
+
+
 def _status(host: str, port: int, headers: Mapping[str, str], path: str = "/workers") -> int | None:
     with closing(http.client.HTTPConnection(host, port, timeout=5)) as page:
         try:
@@ -71,3 +83,7 @@ def _status(host: str, port: int, headers: Mapping[str, str], path: str = "/work
             return page.getresponse().status
         except (OSError, http.client.HTTPException):
             return None
+
+
+if __name__ == "__main__":
+    main()

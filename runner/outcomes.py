@@ -10,6 +10,7 @@ import numpy as np
 
 from runner.engine.batch import RunError
 from runner.engine.metrics import METRICS
+from runner.errors import SweepError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,16 @@ def encode(outcome: Outcome) -> bytes:
 
 
 def decode(blob: bytes) -> Outcome:
-    """The inverse of `encode`; the columns are views of what was read."""
+    """The inverse of `encode`; the columns are views of what was read. Raises SweepError on anything else."""
+    try:
+        return _decoded(blob)
+    except Exception as error:  # whatever Arrow, or a look into what it made of the bytes, finds wrong
+        raise SweepError(
+            f"an outcome on the server is damaged ({type(error).__name__}): run the sweep again."
+        ) from error
+
+
+def _decoded(blob: bytes) -> Outcome:
     split = 8 + int.from_bytes(blob[:8], "big")
     metrics = _read(blob[8:split])
     columns = [column.to_numpy() for column in metrics.columns]
@@ -69,4 +79,6 @@ def _read(stream: bytes) -> Any:
     import pyarrow as pa
 
     with pa.ipc.open_stream(pa.BufferReader(stream)) as reader:
-        return reader.read_next_batch()
+        batch = reader.read_next_batch()
+    batch.validate(full=True)  # without it a damaged length ends this process (segmentation fault, measured)
+    return batch

@@ -384,9 +384,9 @@ class Ledger:
         """First runs of the chunks of a batch that have a message in the queue."""
         for key in queue_keys(self._field(batch, "queue").decode()):
             for raw in self.server.lrange(key, 0, -1):
-                owner, _, start = str(json.loads(raw)["headers"]["id"]).rpartition(":")
+                owner, start = _chunk_of(raw)
                 if owner == batch:
-                    yield int(start)
+                    yield start
 
     # --- outcomes -----------------------------------------------------------------------------------------------
 
@@ -442,11 +442,8 @@ class Ledger:
         now = self._now_ms()
         alive = self.server.zrangebyscore("runner:workers", now - _ms(DEAD_AFTER_S), "+inf", withscores=True)
         infos = self.server.hmget("runner:workers:info", [name for name, _ in alive]) if alive else []
-        return [
-            {**json.loads(info), "age_s": (now - score) / 1000}
-            for (_, score), info in zip(alive, infos, strict=True)
-            if info
-        ]
+        known = [(_said(info), now - score) for (_, score), info in zip(alive, infos, strict=True)]
+        return [{**said, "age_s": age_ms / 1000} for said, age_ms in known if said is not None]
 
     def waiting(self, queue: str) -> int:
         """Messages in the queue, of all priorities."""
@@ -458,8 +455,10 @@ class Ledger:
 
     # --- deployment ---------------------------------------------------------------------------------------------
 
-    def check(self, url: str, secret: str) -> list[str]:
+    def check(self, url: str, secret: str, *, verifies: bool = False) -> list[str]:
         """Refuse a server that would lose jobs or belongs to others; returns warnings about what might.
+
+        ``verifies`` says that this is a worker, whose keys decide whose messages are good.
 
         Raises:
             BrokerUnreachable, BrokerRefused, SecretMismatch.
@@ -469,7 +468,7 @@ class Ledger:
             with redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=ONE_TRY) as once:
                 once.ping()
             warnings = _check_policy(self.server)
-            self._check_secret(secret)
+            self._check_secret(secret, verifies=verifies)
         except redis.AuthenticationError as error:
             raise BrokerRefused(f"{starred(url)} refuses the password: correct it in RUNNER_URL ({error}).") from None
         except (redis.ConnectionError, redis.TimeoutError) as error:
@@ -479,14 +478,21 @@ class Ledger:
             ) from None
         return warnings
 
-    def _check_secret(self, secret: str) -> None:
-        mine = signing.derive(secret, "fingerprint").encode()
-        self.server.set("runner:secret", mine, nx=True)
-        if self.server.get("runner:secret") != mine:
+    def _check_secret(self, secret: str, *, verifies: bool) -> None:
+        """Whoever verifies says which keys it knows; a client needs one of them for what it signs."""
+        mine = signing.fingerprints(secret)
+        known = self.server.get("runner:secret")
+        if known is None:
+            self.server.set("runner:secret", ",".join(mine), nx=True)
+            known = self.server.get("runner:secret")
+        theirs = known.decode().split(",")
+        if not set(mine if verifies else mine[:1]) & set(theirs):
             raise SecretMismatch(
                 "this server belongs to a deployment with another secret, so its workers would refuse your messages: "
                 "use the RUNNER_SECRET that they have."
             )
+        if verifies and mine != theirs:
+            self.server.set("runner:secret", ",".join(mine))
 
     def sweep_out(self) -> list[str]:
         """Remove the batches whose retention has ended; returns their names."""
@@ -542,7 +548,8 @@ _KEEP_BLOB = """
 if redis.call('EXISTS', KEYS[4]) == 0 then return -1 end
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('SADD', KEYS[3], ARGV[2])
-if ARGV[3] then redis.call('SET', KEYS[1], ARGV[3], 'NX') end
+-- Over whatever is there: somebody without the secret may have put it there, or signed it with a key since replaced.
+if ARGV[3] then redis.call('SET', KEYS[1], ARGV[3]) end
 return redis.call('EXISTS', KEYS[1])
 """
 
@@ -557,6 +564,24 @@ if redis.call('SCARD', KEYS[2]) == 0 then redis.call('DEL', KEYS[1]) end
 @functools.cache
 def _lua() -> str:
     return Path(__file__).with_name("ledger.lua").read_text()
+
+
+def _said(info: bytes | None) -> dict[str, Any] | None:
+    """What a worker says of itself; None of one that says nothing, or nothing that can be read."""
+    try:
+        said = json.loads(info or b"null")
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _chunk_of(raw: bytes) -> tuple[str, int]:
+    """Batch and first item of the chunk that a queued message is about; anybody with the password can queue others."""
+    try:
+        owner, _, start = json.loads(raw)["headers"]["id"].rpartition(":")
+        return owner, int(start)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return "", -1
 
 
 def _counts(found: Mapping[bytes, bytes]) -> dict[str, int]:
@@ -583,7 +608,10 @@ def _check_password(url: str) -> None:
 
 
 def _check_policy(server: redis.Redis) -> list[str]:
-    memory = server.info("memory")
+    try:
+        memory = server.info("memory")
+    except redis.exceptions.NoPermissionError:
+        return []  # a client of least rights may not ask; the workers do
     policy = str(memory.get("maxmemory_policy", ""))
     if policy.startswith("allkeys"):
         raise BrokerRefused(

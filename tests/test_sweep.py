@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 import runner
-from runner import Client, Results
+from runner import Client, Results, signing
 from runner.errors import (
     InputError,
     SettingsError,
@@ -32,7 +32,6 @@ from runner.errors import (
     VersionMismatch,
 )
 from runner.store import Ledger
-from runner.strategy import ship
 from tests.support import ROOT, SECRET, Deployment, Worker, wait_until
 
 SP500 = runner.sample_data("SP500")
@@ -271,7 +270,7 @@ def test_no_key_is_left_without_an_owner(team: Client) -> None:
 def test_a_forged_message_is_refused_counted_and_stops_nothing(team: Client) -> None:
     team._app.send_task("tasks.backtest.run_chunk", args=[{"batch": "x", "start": 0}], queue="backtest")
     team._app.send_task("tasks.backtest.run_chunk", args=[], queue="backtest")
-    wait_until(lambda: team._ledger.server.hget("runner:rejected", "signature") == b"1", "it is counted")
+    wait_until(lambda: team._ledger.server.hget("runner:rejected", "malformed") == b"2", "both are counted")
     check_equal(team.sweep(cross, SP500, GRID, execution=COSTS).result(timeout=60, progress=False), local(cross, GRID))
 
 
@@ -333,11 +332,10 @@ def test_a_strategy_without_parameters_is_one_run(team: Client) -> None:
 
 def test_code_that_cannot_be_loaded_on_the_worker_makes_rows_that_say_so(team: Client) -> None:
     fresh = eval("lambda bars, n: bars.close > 1000 + n")  # noqa: S307 - code that no child has seen
-    key = f"runner:code:{ship(fresh)[0].digest}"
-    team._ledger.server.set(key, b"0" * 64 + b"forged")
-    result = team.sweep(fresh, SP500, runner.grid(n=range(20))).result(timeout=60, progress=False)
-    assert result.errors["kind"].to_list() == ["SignatureError"] * 20
-    team._ledger.server.delete(key)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runner.client.sign_code", lambda secret, code: signing.sign_code("another-secret", code))
+        sweep = team.sweep(fresh, SP500, runner.grid(n=range(20)))
+    assert sweep.result(timeout=60, progress=False).errors["kind"].to_list() == ["Refused"] * 20
 
 
 def test_a_name_that_is_taken_again_never_runs_what_it_named_before(team: Client) -> None:

@@ -13,6 +13,7 @@ from celery import signals
 
 from runner.app import QUEUE_BACKTEST, QUEUE_FETCH, QUEUES, make_app
 from runner.errors import RunnerError
+from workers import gate
 from workers.lease import Lease
 from workers.leaving import GRACE_S, Leaving
 from workers.recovery import Steward
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.update({**CHILD_ENVIRONMENT, **os.environ})
     try:
         held = resources()
-        for warning in held.ledger.check(held.url, held.secret):
+        for warning in held.ledger.check(held.url, held.secret, verifies=True):
             sys.stderr.write(f"warning: {warning}\n")
     except RunnerError as error:
         sys.stderr.write(f"runner worker: {error}\n")
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _work(held: Resources, options: argparse.Namespace) -> int:
     app = make_app(held.url)
+    app.amqp_cls = gate.AMQP_PATH
+    gate.only_questions()
     app.conf.include = (TASKS[options.queue],)
     app.steps["consumer"].add(Lease)
     controllers: list[Any] = []

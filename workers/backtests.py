@@ -23,7 +23,7 @@ from runner.app import QUEUE_BACKTEST
 from runner.bars import Bars, DataRef, sample_data
 from runner.engine.batch import BatchOutcome, RunError, run_batch, run_error
 from runner.engine.metrics import METRICS
-from runner.errors import BrokerError, SweepNotFound
+from runner.errors import BarsError, BrokerError, SweepNotFound
 from runner.fetching import error_of
 from runner.outcomes import Outcome
 from runner.spec import Execution, Sweep
@@ -128,7 +128,10 @@ class _Life:
 
 
 def _sweep(held: Resources, life: _Life) -> Sweep:
-    sweep = held.cache.get(life.key("batch"), lambda: held.ledger.spec(life.name), Sweep.from_json)
+    def verified(signed: bytes) -> Sweep:
+        return Sweep.from_json(signing.verify_spec(held.secret, life.name, signed))
+
+    sweep = held.cache.get(life.key("batch"), lambda: held.ledger.spec(life.name), verified)
     if sweep is None:
         raise SweepNotFound(f"sweep {life.name!r} is no longer on the server.")
     return sweep
@@ -146,7 +149,13 @@ def _strategy(held: Resources, ref: StrategyRef) -> Strategy:
 
 
 def _bars(held: Resources, ref: DataRef) -> Bars:
-    bars = held.cache.get(f"data:{ref.digest}", lambda: held.ledger.get("data", ref.digest), Bars.from_bytes)
+    def verified(blob: bytes) -> Bars:
+        bars = Bars.from_bytes(blob)
+        if bars.digest != ref.digest:
+            raise BarsError(f"the prices of {ref.symbol!r} on the server are not those that were sent.")
+        return bars
+
+    bars = held.cache.get(f"data:{ref.digest}", lambda: held.ledger.get("data", ref.digest), verified)
     return _found(bars, f"prices of {ref.symbol!r}")
 
 

@@ -12,6 +12,7 @@ from billiard.common import terminate_handler_fired
 from redis import exceptions
 
 from runner.errors import SweepNotFound
+from runner.signing import Refused
 from runner.store import Begun
 from workers.resources import Resources
 
@@ -92,6 +93,10 @@ def run_chunk(held: Resources, job: Job, batch: str, start: int) -> list[Followi
         return _run_and_commit(held, job, batch, start, begun)
     except SweepNotFound:
         return []  # removed while its message was under way
+    except Refused as refusal:  # nobody with the secret wants it done
+        held.ledger.reject(f"batch {refusal.reason}")
+        held.ledger.turn(batch, "cancelled")
+        return []
     except BaseException:
         _hand_back(held, job, batch, start)
         raise

@@ -13,6 +13,7 @@ from typing import Any
 
 import redis
 
+from runner import signing
 from runner.app import QUEUE_BACKTEST, QUEUE_FETCH
 from runner.errors import RunnerError, SweepNotFound
 from runner.source import Source
@@ -119,7 +120,7 @@ def _poisoned(held: Resources, sweep: str, batch: str, start: int) -> Done:
 
 
 def _source(held: Resources, batch: str) -> Source:
-    return Source.from_wire(json.loads(held.ledger.spec(batch)))
+    return Source.from_wire(json.loads(signing.verify_spec(held.secret, batch, held.ledger.spec(batch))))
 
 
 def _opened(held: Resources, sweep: str) -> list[Following]:

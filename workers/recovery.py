@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import redis
 from celery import Celery
@@ -129,7 +130,7 @@ class Steward:
     def _tend_all(self) -> None:
         slots = {queue: self._ledger.slots(queue) for queue in QUEUES}
         for batch in self._ledger.active():
-            self._tend(batch, slots)
+            self._attempt(partial(self._tend, batch, slots))  # one that is damaged must not keep the others waiting
 
     def _tend(self, batch: str, slots: Mapping[str, int]) -> None:
         try:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from runner.signing import sign_spec
 from runner.source import Source
 from runner.store import Ledger, Work
 from tests.misbehaving import Trouble, as_usual, serving, slow_headers
@@ -35,7 +36,7 @@ def site() -> Iterator[tuple[str, Trouble]]:
 
 def submit(ledger: Ledger, base_url: str, *symbols: str) -> None:
     source = Source("binance", symbols, start="2018-01-01", end="2019-01-01", base_url=base_url)
-    spec = json.dumps(source.to_wire())
+    spec = sign_spec(SECRET, "f", json.dumps(source.to_wire()))
     ledger.reserve("f")
     ledger.activate("f", Work(spec=spec, total=len(symbols), queue="fetch", limit_s=60.0, priority="normal"))
     ledger.top_up("f", slots=1)
