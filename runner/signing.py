@@ -29,7 +29,7 @@ class Refused(SignatureError):
     """A message or code that is not ours.
 
     Attributes:
-        reason: one word to count it under: malformed, unsigned, foreign-key, altered, misplaced or expired.
+        reason: one word to count it under: malformed, foreign-key, altered, misplaced or expired.
     """
 
     def __init__(self, reason: str, words: str) -> None:
