@@ -263,8 +263,10 @@ def test_no_key_is_left_without_an_owner(team: Client) -> None:
     sweep = team.sweep(cross, SP500, GRID)
     sweep.result(timeout=60, progress=False)
     team._ledger.remove(sweep.id)
-    left = {key.decode() for key in team._ledger.server.keys("runner:*") if not key.startswith(b"runner:health")}
-    assert left <= {"runner:workers", "runner:workers:info", "runner:secret", "runner:reconciler", "runner:rejected"}
+    server = team._ledger.server
+    left = {key.decode() for key in server.keys("runner:*") if server.ttl(key) == -1}  # -1: it stays
+    of_the_deployment = {"workers", "workers:info", "secret", "reconciler", "rejected", "refused", "health"}
+    assert {key for key in left if not key.startswith("runner:health:")} <= {f"runner:{n}" for n in of_the_deployment}
 
 
 def test_a_forged_message_is_refused_counted_and_stops_nothing(team: Client) -> None:

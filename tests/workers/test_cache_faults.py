@@ -106,7 +106,7 @@ def test_closing_ends_what_is_under_way_with_an_error_and_gives_the_turn_back(ur
             get = asyncio.create_task(one.get("k", provider))
             await provider.asked.wait()
             await one.close()
-            with pytest.raises(SourceUnavailable, match="closed"):
+            with pytest.raises(module.Closed, match="closed"):
                 await get
             provider.gate.set()
             async with asyncio.timeout(flight.LOCK_S / 2):
