@@ -334,6 +334,7 @@ def _fetch_work(source: Source, spec: str, priority: str, *, feeds: str = "", po
         priority=priority,
         feeds=feeds,
         points=points,
+        one_by_one=bool(feeds),
         retention_s=store.RETENTION_S if feeds else store.FETCH_RETENTION_S,
     )
 

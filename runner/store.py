@@ -153,6 +153,7 @@ class Work:
         feeds: the batch that its outcomes open runs of, or "".
         points: how many runs each item opens.
         fed: its runs are opened by another batch; none is there at the beginning.
+        one_by_one: every item is a chunk, so that what depends on it need not wait for others.
         retention_s: how long it is kept after its end.
     """
 
@@ -164,6 +165,7 @@ class Work:
     feeds: str = ""
     points: int = 0
     fed: bool = False
+    one_by_one: bool = False
     retention_s: float = RETENTION_S
 
     def fields(self) -> dict[str, str]:
@@ -174,9 +176,9 @@ class Work:
             "queue": self.queue,
             "priority": self.priority,
             "limit_ms": _ms(self.limit_s),
-            "target_us": TARGET_S * 1e6,
+            "target_us": 0 if self.one_by_one else TARGET_S * 1e6,
             "floor_us": FLOOR_S * 1e6,
-            "first_runs": FIRST_RUNS,
+            "first_runs": 1 if self.one_by_one else FIRST_RUNS,
             "retention_ms": _ms(self.retention_s),
             **({"feeds": self.feeds, "points": self.points} if self.feeds else {}),
             **({"next": self.total} if self.fed else {}),

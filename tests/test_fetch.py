@@ -20,6 +20,7 @@ from aiohttp import web
 import runner
 from runner import Client, Source, fetching
 from runner.errors import (
+    BadAnswer,
     FetchError,
     InputError,
     SettingsError,
@@ -29,7 +30,7 @@ from runner.errors import (
     SymbolUnknown,
 )
 from runner.store import Ledger, Work
-from tests.misbehaving import Trouble, as_usual, serving, slow_headers, status
+from tests.misbehaving import Trouble, as_usual, serving, slow_headers, status, wrong_json
 from tests.support import KEY, ROOT, SECRET, Deployment, Worker, wait_until
 from workers.standin import make_app
 
@@ -282,12 +283,29 @@ def test_runs_on_a_symbol_begin_while_another_is_still_being_fetched(desk: Clien
 
     provider.trouble.plan["*"] = [slow_for_b] * 1000
     try:
-        sweep = desk.sweep(cross, provider.source(*[f"A{i}" for i in range(40)], "BBB"), GRID)
-        wait_until(lambda: sweep.progress().done >= 16 * len(GRID), "the first symbols' runs are done")
+        sweep = desk.sweep(cross, provider.source("A1", "BBB", "A2"), GRID)
+        wait_until(lambda: sweep.progress().done == 2 * len(GRID), "the other symbols' runs are done")
         assert not sweep.progress().ended
     finally:
         released.set()
-    assert len(sweep.result(timeout=60, progress=False).frame) == 41 * len(GRID)
+    assert len(sweep.result(timeout=60, progress=False).frame) == 3 * len(GRID)
+
+
+@pytest.mark.parametrize(
+    ("source", "symbol"),
+    [("tiingo", "AAPL"), ("alpaca", "MSFT"), ("wikipedia", "Bitcoin"), ("fear_greed", "FNG"), ("fred", "VIXCLS")],
+)
+def test_a_wrong_answer_is_not_believed_and_not_kept(
+    desk: Client, provider: Provider, source: str, symbol: str
+) -> None:
+    dates: dict[str, Any] = {"start": "2018-03-01", "end": "2018-04-01"}
+    if source == "tiingo":
+        dates = {"start": "2010-03-01", "end": "2010-04-01"}
+    options = {"source": source, "base_url": f"{provider.url}/{source}", **dates}
+    provider.trouble.plan["*"] = [wrong_json()]
+    with pytest.raises(BadAnswer, match=f"{source}: {symbol}"):
+        desk.fetch(symbol, **options)
+    assert len(desk.fetch(symbol, **options)) > 10
 
 
 def test_cancelling_a_sweep_ends_its_fetch(desk: Client, provider: Provider) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from datetime import date
 
 from runner.errors import BadAnswer, SettingsError, SymbolUnknown
@@ -106,6 +107,10 @@ def _table(ask: Ask, dates: list[str], values: list[str], label: str) -> Table:
     return table(ask, days.midnights(dates, label), {"value": numbers}, label)
 
 
+# A line of JSON with one comma has two fields too.
+HEADING = re.compile(r"[\w.-]+")
+
+
 def _csv_rows(response: Response, label: str) -> list[list[str]]:
     """The rows below the header, whose names have changed before ("DATE", then "observation_date") and mean nothing."""
     text = response.body.decode("utf-8-sig", "replace")
@@ -113,7 +118,7 @@ def _csv_rows(response: Response, label: str) -> list[list[str]]:
         rows = [row for row in csv.reader(text.splitlines()) if row]
     except csv.Error:  # such as a field of more than 128 KiB
         rows = []
-    if not rows or any(len(row) != 2 for row in rows):
+    if not rows or any(len(row) != 2 for row in rows) or not all(map(HEADING.fullmatch, rows[0])):
         raise BadAnswer(f"{label}: expected CSV of date and value, got {quoted(response.body)}.")
     return rows[1:]
 

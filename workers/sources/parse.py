@@ -85,11 +85,15 @@ def rate_of(usual: Rate, ask: Ask) -> Rate | None:
 async def answers(http: HttpClient, requests: Sequence[Request], label: str) -> list[Response]:
     """All answers in order, asked at once under the client's limits.
 
+    Unless a request says otherwise the client keeps none of them: it cannot know which are wrong, and what is right is
+    kept by the cache behind the source.
+
     Raises:
         FetchError: the first that failed, in words that begin with ``label``.
     """
     got: list[Response] = []
-    for answer in await http.get_many(requests):
+    unkept = [replace(one, cache_ttl_s=0) if one.cache_ttl_s is None else one for one in requests]
+    for answer in await http.get_many(unkept):
         if isinstance(answer, FetchError):
             raise type(answer)(f"{label}: {answer}") from answer
         got.append(answer)
