@@ -27,7 +27,7 @@ class Url(Usual):
     kind: Kind = "bars"
     intervals: tuple[str, ...] = tables.INTERVALS
     options: tuple[str, ...] = ("private", "time_unit")
-    ttl_s: float | None = 0.0  # a conditional request; without validators the client's own five minutes
+    ttl_s: float | None = 0.0  # a conditional request; without validators the whole file
 
     def unit(self, interval: str) -> Unit:  # noqa: ARG002 - the protocol's
         """A file comes whole."""
